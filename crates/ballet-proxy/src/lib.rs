@@ -1,0 +1,19 @@
+//! Carries HTTP/1.1: a strict codec without I/O, calls to service instances ([`Upstreams`]), and the server loop that
+//! the gateway and the sidecar share.
+//!
+//! ```
+//! use ballet_proxy::{CallMode, CallRequest};
+//!
+//! let request = CallRequest::new("GET", "/orders/7").mode(CallMode::Retry).header("accept", "application/json");
+//! assert_eq!(request.path, "/orders/7");
+//! ```
+//!
+//! It deliberately knows no routes, no tokens and no rate limits: those are the gateway's. HTTP/2 is hyper's.
+
+mod call;
+mod policies;
+mod upstreams;
+
+pub use call::{CallError, CallMode, CallRequest, CallResponse, direct};
+pub use policies::PolicyTable;
+pub use upstreams::{BreakerState, Upstream, Upstreams};
