@@ -1,0 +1,1 @@
+//! Thin layers around any [`tower::Service`]; follows.
