@@ -137,3 +137,80 @@ pub fn choose<E>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::SharedRng;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn loads<const N: usize>(now: Instant) -> [Arc<Load>; N] {
+        [(); N].map(|()| Arc::new(Load::new(now)))
+    }
+
+    #[test]
+    fn a_slow_answer_counts_at_once_and_is_forgotten_by_degrees() {
+        let (t, load) = (Instant::now(), Load::new(Instant::now()));
+        load.note(ms(10), Outcome::Success, t);
+        load.note(ms(1000), Outcome::Success, t);
+        assert_eq!(load.latency(t), ms(1000), "peak");
+        load.note(ms(10), Outcome::Success, t + ms(1));
+        assert!(load.latency(t + ms(1)) > ms(990), "one quick answer is no recovery");
+        assert!(load.latency(t + Duration::from_secs(10)) < ms(400), "1/e after ten seconds");
+        let before = load.latency(t + ms(2));
+        load.note(ms(1), Outcome::Failure, t + ms(2));
+        assert!(load.latency(t + ms(2)) >= before - ms(1), "a quick failure is no speed");
+    }
+
+    #[test]
+    fn the_quick_and_the_idle_get_more() {
+        let (t, rng) = (Instant::now(), SharedRng::new(7));
+        let loads: [_; 3] = loads(t);
+        for (load, latency) in loads.iter().zip([ms(10), ms(10), ms(200)]) {
+            load.note(latency, Outcome::Success, t);
+        }
+        let count = |loads: &[Arc<Load>; 3]| {
+            let mut hits = [0; 3];
+            for _ in 0..3000 {
+                hits[choose(loads, |l| l, |_| true, &mut &rng, t).unwrap()] += 1;
+            }
+            hits
+        };
+        assert_eq!(count(&loads)[2], 0, "the slow one loses every pair");
+        let _busy: Vec<_> = (0..5).map(|_| loads[0].begin(t)).collect();
+        let hits = count(&loads);
+        assert!(hits[1] > 1700 && hits[0] > 800, "the idle one wins its pairs: {hits:?}");
+        assert_eq!(loads[0].pending(), 5);
+    }
+
+    #[test]
+    fn who_never_answered_is_tried_once_and_then_last() {
+        let (t, rng) = (Instant::now(), SharedRng::new(7));
+        let loads: [_; 2] = loads(t);
+        loads[0].note(ms(50), Outcome::Success, t);
+        let pick = || choose(&loads, |l| l, |_| true, &mut &rng, t);
+        assert_eq!(pick(), Some(1), "a new one gets a call");
+        let call = loads[1].begin(t);
+        assert_eq!(pick(), Some(0), "and no other before it has answered");
+        call.finish(Outcome::Success, t + ms(1));
+        assert_eq!((pick(), loads[1].pending()), (Some(1), 0));
+    }
+
+    proptest! {
+        #[test]
+        fn only_usable_ones_are_chosen_and_one_if_there_is_any(usable in proptest::collection::vec(any::<bool>(), 0..6), seed: u64) {
+            let (t, rng) = (Instant::now(), SharedRng::new(seed));
+            let endpoints: Vec<_> = usable.iter().map(|u| (*u, Load::new(t))).collect();
+            for _ in 0..20 {
+                let chosen = choose(&endpoints, |e| &e.1, |e| e.0, &mut &rng, t);
+                prop_assert_eq!(chosen.is_some(), usable.contains(&true));
+                prop_assert!(chosen.is_none_or(|i| usable[i]));
+            }
+        }
+    }
+}

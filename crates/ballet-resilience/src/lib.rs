@@ -19,7 +19,7 @@
 //! ```
 //!
 //! It deliberately knows nothing of HTTP, of service discovery and of sockets; what counts as a failure is said by who
-//! calls ([`Outcome`]).
+//! calls ([`Outcome`], [`layer::Judge`]).
 
 pub mod balance;
 pub mod breaker;

@@ -104,7 +104,8 @@ impl Outlier {
             }
             Outcome::Failure => {
                 let row = member.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-                let share = calls >= self.policy.share_calls && f64::from(failed) >= self.policy.share * f64::from(calls);
+                let share =
+                    calls >= self.policy.share_calls && f64::from(failed) >= self.policy.share * f64::from(calls);
                 (row >= self.policy.consecutive || share).then(|| self.eject(member, now)).flatten()
             }
         }
@@ -147,7 +148,8 @@ impl Member {
         let failed = u64::from(outcome == Outcome::Failure);
         let mut seen = self.window.load(Ordering::Relaxed);
         loop {
-            let (calls, failures) = if seen & !((1 << 40) - 1) == number { ((seen >> 20) & COUNT, seen & COUNT) } else { (0, 0) };
+            let (calls, failures) =
+                if seen & !((1 << 40) - 1) == number { ((seen >> 20) & COUNT, seen & COUNT) } else { (0, 0) };
             // A full counter stays: by then the share hardly moves.
             let full = calls == COUNT;
             let (calls, failures) = if full { (calls, failures) } else { (calls + 1, failures + failed) };
@@ -156,6 +158,81 @@ impl Member {
                 Ok(_) => return (calls as u32, failures as u32),
                 Err(newer) => seen = newer,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn failures_in_a_row_eject_and_rests_double_until_a_success() {
+        let t = Instant::now();
+        let group = Outlier::new(OutlierPolicy::default(), t);
+        let (bad, _good) = (group.join(), group.join());
+        let fail = |n, at| (0..n).filter_map(|_| group.record(&bad, Outcome::Failure, at)).next();
+        assert_eq!(fail(4, t), None);
+        group.record(&bad, Outcome::Success, t);
+        assert_eq!(fail(4, t), None, "a success breaks the row");
+        assert_eq!(fail(1, t), Some(secs(2)));
+        assert!(bad.is_ejected(t + secs(1)) && !bad.is_ejected(t + secs(2)), "it heals");
+        assert_eq!(fail(1, t + secs(2)), Some(secs(4)), "one failure on probation");
+        assert_eq!(fail(1, t + secs(6)), Some(secs(8)));
+        group.record(&bad, Outcome::Success, t + secs(14));
+        assert_eq!(fail(5, t + secs(30)), Some(secs(2)), "a success forgives all");
+    }
+
+    #[test]
+    fn a_great_share_of_failures_ejects_too() {
+        let t = Instant::now();
+        let group = Outlier::new(OutlierPolicy::default(), t);
+        let (bad, _good) = (group.join(), group.join());
+        let ejected = (0..40).find_map(|n| {
+            let outcome = if n % 2 == 0 { Outcome::Success } else { Outcome::Failure };
+            group.record(&bad, outcome, t).map(|_| n)
+        });
+        assert_eq!(ejected, Some(19), "half of twenty");
+    }
+
+    #[test]
+    fn a_lone_instance_stays_and_one_that_left_counts_no_more() {
+        let t = Instant::now();
+        let group = Outlier::new(OutlierPolicy::default(), t);
+        let bad = group.join();
+        let fail = || (0..9).find_map(|_| group.record(&bad, Outcome::Failure, t));
+        assert_eq!(fail(), None);
+        let other = group.join();
+        drop(other);
+        assert_eq!(fail(), None);
+        let _other = group.join();
+        assert!(fail().is_some());
+    }
+
+    proptest! {
+        /// Whatever happens: at most half are ejected, and half a minute later none is.
+        #[test]
+        fn never_more_than_half_and_always_heals(
+            size in 1usize..6,
+            steps in proptest::collection::vec((any::<usize>(), any::<bool>(), 0u64..3000), 1..300),
+        ) {
+            let mut now = Instant::now();
+            let group = Outlier::new(OutlierPolicy { consecutive: 2, share_calls: 4, ..OutlierPolicy::default() }, now);
+            let members: Vec<_> = (0..size).map(|_| group.join()).collect();
+            for (who, good, pause) in steps {
+                now += Duration::from_millis(pause);
+                let outcome = if good { Outcome::Success } else { Outcome::Failure };
+                let rest = group.record(&members[who % size], outcome, now);
+                prop_assert_eq!(rest.is_some() && !members[who % size].is_ejected(now), false);
+                prop_assert!(group.ejected(now) * 2 <= size);
+            }
+            prop_assert_eq!(group.ejected(now + secs(30)), 0);
         }
     }
 }

@@ -163,3 +163,105 @@ impl RateLimit {
         self.evicted.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rate(count: u32, per: Duration) -> Rate {
+        Rate { count: NonZeroU32::new(count).unwrap(), per }
+    }
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn admitted(decision: RateDecision) -> bool {
+        matches!(decision, RateDecision::Admit { .. })
+    }
+
+    #[test]
+    fn ten_a_minute_admits_ten_at_once_then_one_each_six_seconds() {
+        let t = Instant::now();
+        let limit = RateLimit::new(rate(10, secs(60)), 100, t);
+        for n in 1..=10u32 {
+            let RateDecision::Admit { after, remaining, reset } = limit.check("ann", t, Duration::ZERO) else {
+                panic!("{n}")
+            };
+            assert_eq!((after, remaining, reset), (Duration::ZERO, 10 - n, secs(6 * u64::from(n))));
+        }
+        let refused = RateDecision::Refuse { retry_after: secs(6), reset: secs(60) };
+        assert_eq!(limit.check("ann", t, Duration::ZERO), refused);
+        assert!(admitted(limit.check("bob", t, Duration::ZERO)), "each key for itself");
+        assert!(admitted(limit.check("ann", t + secs(6), Duration::ZERO)));
+        assert!(!admitted(limit.check("ann", t + secs(11), Duration::ZERO)));
+        assert_eq!((limit.refused(), limit.evicted()), (2, 0));
+    }
+
+    #[test]
+    fn waiting_reserves_a_turn() {
+        let t = Instant::now();
+        let limit = RateLimit::new(rate(1, secs(1)), 100, t);
+        let after: Vec<_> = (0..4)
+            .map(|_| match limit.check(7, t, secs(2)) {
+                RateDecision::Admit { after, .. } => Ok(after),
+                RateDecision::Refuse { retry_after, .. } => Err(retry_after),
+            })
+            .collect();
+        assert_eq!(after, [Ok(secs(0)), Ok(secs(1)), Ok(secs(2)), Err(secs(3))]);
+    }
+
+    #[test]
+    fn a_full_table_forgets_the_least_indebted_and_stays_as_large() {
+        let t = Instant::now();
+        let limit = RateLimit::new(rate(10, secs(60)), 1, t);
+        while admitted(limit.check("greedy", t, Duration::ZERO)) {}
+        for key in 0..2000 {
+            assert!(admitted(limit.check(key, t, Duration::ZERO)));
+        }
+        assert!(limit.evicted() > 1000);
+        assert!(!admitted(limit.check("greedy", t, Duration::ZERO)), "those who used all are kept to the last");
+        let evicted = limit.evicted();
+        for key in 5000..5020 {
+            limit.check(key, t + secs(600), Duration::ZERO);
+        }
+        assert_eq!(limit.evicted(), evicted, "who is full again is no loss");
+    }
+
+    proptest! {
+        /// As a bucket decides that fills evenly and from which each request takes one.
+        #[test]
+        fn gcra_agrees_with_a_bucket(
+            count in 1u32..20,
+            interval_ms in 1u64..100,
+            steps in proptest::collection::vec((0u64..300_000_000, 0u64..200_000_000), 1..200),
+        ) {
+            let interval = interval_ms * 1_000_000;
+            let gcra = Gcra::new(rate(count, Duration::from_nanos(interval * u64::from(count))));
+            let full = i128::from(interval) * i128::from(count);
+            // The bucket counts nanoseconds; whoever waits takes it below one.
+            let (mut now, mut full_at, mut bucket) = (0u64, 0u64, full);
+            for (pause, max_wait) in steps {
+                now += pause;
+                bucket = (bucket + i128::from(pause)).min(full);
+                let missing = (i128::from(interval) - bucket).max(0);
+                let (decision, next) = gcra.decide(full_at, now, Duration::from_nanos(max_wait));
+                full_at = next;
+                match decision {
+                    RateDecision::Admit { after, remaining, .. } => {
+                        prop_assert!(missing <= i128::from(max_wait));
+                        prop_assert_eq!(after.as_nanos() as i128, missing);
+                        bucket -= i128::from(interval);
+                        prop_assert_eq!(i128::from(remaining), bucket.max(0) / i128::from(interval));
+                    }
+                    RateDecision::Refuse { retry_after, .. } => {
+                        prop_assert!(missing > i128::from(max_wait));
+                        prop_assert_eq!(retry_after.as_nanos() as i128, missing);
+                    }
+                }
+            }
+        }
+    }
+}

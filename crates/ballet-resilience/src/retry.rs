@@ -67,8 +67,7 @@ impl RetryBudget {
         let second = self.second(now);
         let slot = &self.calls[(second % WINDOW) as usize];
         let mut seen = slot.load(Ordering::Relaxed);
-        while let Err(newer) =
-            slot.compare_exchange_weak(seen, add(seen, second), Ordering::Relaxed, Ordering::Relaxed)
+        while let Err(newer) = slot.compare_exchange_weak(seen, add(seen, second), Ordering::Relaxed, Ordering::Relaxed)
         {
             seen = newer;
         }
@@ -109,4 +108,74 @@ fn count(slot: u64, second: u64) -> u64 {
 
 fn add(slot: u64, second: u64) -> u64 {
     if slot >> 32 >= second { pack(slot >> 32, (slot & u64::from(u32::MAX)) + 1) } else { pack(second, 1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::SharedRng;
+
+    #[test]
+    fn rests_fill_their_caps_and_never_leave_them() {
+        let (backoff, rng) = (Backoff::new(&RetryPolicy::default()), SharedRng::new(7));
+        for (retry, cap_ms) in [(1, 100), (2, 200), (3, 400), (4, 400), (u32::MAX, 400)] {
+            let cap = Duration::from_millis(cap_ms);
+            assert_eq!(backoff.cap(retry), cap);
+            let rests: Vec<_> = (0..500).map(|_| backoff.rest(retry, &mut &rng)).collect();
+            assert!(rests.iter().all(|rest| *rest <= cap), "retry {retry}");
+            assert!(
+                rests.iter().min() < Some(&(cap / 20)) && rests.iter().max() > Some(&(cap * 19 / 20)),
+                "full jitter"
+            );
+        }
+    }
+
+    #[test]
+    fn a_flood_of_failures_gets_a_fifth_and_a_little() {
+        let t = Instant::now();
+        let budget = RetryBudget::new(&RetryPolicy::default(), t);
+        for _ in 0..1000 {
+            budget.note_call(t);
+        }
+        let taken = |at| (0..5000).filter(|_| budget.take(at)).count();
+        assert_eq!(taken(t), 300, "20 % of 1,000 and ten a second over ten seconds");
+        assert_eq!(taken(t + Duration::from_secs(9)), 0);
+        assert_eq!(taken(t + Duration::from_secs(10)), 100, "ten seconds later all is forgotten");
+    }
+
+    proptest! {
+        /// As a list of all calls and retries decides.
+        #[test]
+        fn the_budget_agrees_with_a_ledger(
+            steps in proptest::collection::vec((any::<bool>(), 0u64..1500), 1..400),
+            share in 0u32..=100,
+            floor in 0u32..3,
+        ) {
+            let policy = RetryPolicy {
+                budget: f64::from(share) / 100.0,
+                budget_floor_per_second: f64::from(floor) / 10.0,
+                ..RetryPolicy::default()
+            };
+            let origin = Instant::now();
+            let budget = RetryBudget::new(&policy, origin);
+            let (mut ms, mut calls, mut retries) = (0, Vec::<u64>::new(), Vec::<u64>::new());
+            for (is_call, pause) in steps {
+                ms += pause;
+                let now = origin + Duration::from_millis(ms);
+                if is_call {
+                    budget.note_call(now);
+                    calls.push(ms / 1000);
+                    continue;
+                }
+                let recent = |list: &[u64]| list.iter().filter(|second| ms / 1000 - *second < 10).count() as f64;
+                let allowed = recent(&retries) + 1.0 <= recent(&calls) * policy.budget + policy.budget_floor_per_second * 10.0;
+                prop_assert_eq!(budget.take(now), allowed);
+                if allowed {
+                    retries.push(ms / 1000);
+                }
+            }
+        }
+    }
 }
