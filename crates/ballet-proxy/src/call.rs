@@ -4,8 +4,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ballet_core::{Classify, ErrorCode, Retry};
 use bytes::Bytes;
+use tokio::time::timeout;
+
+use ballet_core::{Classify, ErrorCode, Retry};
+
+use crate::{exchange, fleet};
+
+/// Time that [`direct`] has when the request says nothing.
+const DIRECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A request to a service, whole.
 #[derive(Clone, Debug)]
@@ -191,6 +198,15 @@ impl Classify for CallError {
 /// # Errors
 /// Any [`CallError`] but those of discovery, breaker and bulkhead.
 pub async fn direct(address: SocketAddr, request: CallRequest) -> Result<CallResponse, CallError> {
-    let _ = (address, request);
-    Err(CallError::NoInstance)
+    exchange::check(&request)?;
+    let mut sent = false;
+    let head = exchange::head(&request, &address, None, false);
+    let exchange = async {
+        let stream = fleet::connect(address).await.map_err(CallError::Connect)?;
+        exchange::exchange(stream, &head, &request, &mut sent).await
+    };
+    match timeout(request.timeout.unwrap_or(DIRECT_TIMEOUT), exchange).await {
+        Ok(result) => result.map(|exchanged| exchanged.response),
+        Err(_) => Err(CallError::TimedOut { sent }),
+    }
 }

@@ -10,10 +10,14 @@
 //!
 //! It deliberately knows no routes, no tokens and no rate limits: those are the gateway's. HTTP/2 is hyper's.
 
+mod buffer;
 mod call;
+mod exchange;
+mod fleet;
+pub mod h1;
 mod policies;
 mod upstreams;
 
 pub use call::{CallError, CallMode, CallRequest, CallResponse, direct};
 pub use policies::PolicyTable;
-pub use upstreams::{BreakerState, Upstream, Upstreams};
+pub use upstreams::{BreakerState, EndpointView, Upstream, UpstreamView, Upstreams};

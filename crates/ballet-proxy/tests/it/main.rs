@@ -1,0 +1,4 @@
+#![expect(missing_docs, reason = "a test binary has no readers of docs")]
+
+mod calls;
+mod rig;
