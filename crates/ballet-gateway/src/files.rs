@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ballet_core::Timestamp;
 use bytes::Bytes;
+use percent_encoding::percent_decode_str;
 use tokio::fs::{self, File};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
@@ -124,7 +125,7 @@ async fn read(place: &Path, from: u64, count: u64) -> io::Result<Bytes> {
 fn relative(rest: &str) -> Option<PathBuf> {
     let mut place = PathBuf::new();
     for segment in rest.split('/').filter(|segment| !segment.is_empty()) {
-        let name = crate::path::decode_segment(segment);
+        let name = percent_decode_str(segment).decode_utf8_lossy();
         if name.starts_with('.') || name.contains(['/', '\\', '\0', ':', '\u{fffd}']) {
             return None;
         }

@@ -130,6 +130,13 @@ impl Claims {
     }
 }
 
+#[cfg(test)]
+impl Claims {
+    pub(crate) fn for_tests(all: Value) -> Self {
+        Self { all, expires: i64::MAX }
+    }
+}
+
 impl KeySet {
     /// Reads a JWKS document (RFC 7517). Keys that cannot be used are left out.
     pub(crate) fn parse(document: &[u8]) -> Result<Self, JwksError> {

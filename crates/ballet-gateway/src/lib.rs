@@ -5,8 +5,11 @@ mod answer;
 mod files;
 mod issuer;
 mod jwt;
-mod path;
+mod limit;
+mod merge;
+mod refusal;
+mod request;
 mod route;
 
-pub use path::PathError;
+pub use refusal::CODES;
 pub use route::RouteError;

@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use ballet_proxy::h1::path::normalize;
+
 /// Most `{name}` and `*` in one route.
 pub const MAX_PARAMETERS: usize = 8;
 
@@ -194,7 +196,7 @@ impl Pattern {
         // `**` and `{}` were looked at above; what is left must be written in the one spelling, or nothing would ever match.
         for segment in &pattern.segments {
             if let Segment::Literal(literal) = segment
-                && crate::path::normalise(&format!("/{literal}")).as_deref() != Ok(&format!("/{literal}"))
+                && !is_normal(literal)
             {
                 return Err(bad(
                     "write the path as it is spelled after normalising: no dot segments, no needless escapes",
@@ -433,6 +435,16 @@ impl fmt::Display for Allow {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a segment is spelled as requests' paths are after normalising.
+fn is_normal(segment: &str) -> bool {
+    let path = format!("/{segment}");
+    let mut spelled = vec![];
+    match normalize(path.as_bytes(), &mut spelled) {
+        Ok(changed) => !changed || spelled == path.as_bytes(),
+        Err(_) => false,
     }
 }
 
