@@ -12,12 +12,20 @@
 
 mod buffer;
 mod call;
+mod codes;
 mod exchange;
 mod fleet;
 pub mod h1;
 mod policies;
+mod serve;
 mod upstreams;
 
 pub use call::{CallError, CallMode, CallRequest, CallResponse, direct};
+pub use codes::CODES;
+pub use h1::request::{Head, Paths, Refusal};
 pub use policies::PolicyTable;
+pub use serve::{
+    Answer, AnswerBody, BadHeader, Collect, Context, Edits, End, Exchange, Failure, Forward, Handler, MAX_WAITS,
+    Network, ServeConfig, Server, Verdict, bind,
+};
 pub use upstreams::{BreakerState, EndpointView, Upstream, UpstreamView, Upstreams};

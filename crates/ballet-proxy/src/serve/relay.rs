@@ -1,0 +1,1 @@
+//! Moves bodies from one side to the other.
