@@ -1,0 +1,13 @@
+//! Whole-system tests, in one binary: they share one running shop.
+
+mod people;
+mod shop_api;
+mod shop_orders;
+mod shop_trouble;
+
+use std::sync::LazyLock;
+
+use ballet_tests::Ballet;
+
+/// The shop that most tests share. It ends with this process: its standard input does.
+static SHOP: LazyLock<Ballet> = LazyLock::new(Ballet::shop);
