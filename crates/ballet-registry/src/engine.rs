@@ -78,6 +78,12 @@ struct Pulse {
     halted: Duration,
 }
 
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.published.close();
+    }
+}
+
 impl Drop for Check {
     fn drop(&mut self) {
         self.0.abort();

@@ -124,8 +124,16 @@ impl Handle {
     }
 
     /// As [`Discovery::watch`], but answers after `wait` at the latest (and after [`limits::WATCH`] in any case).
-    pub async fn watch_for(&self, service: &ServiceName, seen: u64, wait: Duration) -> Arc<Instances> {
-        self.published.changed(service, seen, wait).await
+    ///
+    /// # Errors
+    /// `Stopped`, also while it waits.
+    pub async fn watch_for(
+        &self,
+        service: &ServiceName,
+        seen: u64,
+        wait: Duration,
+    ) -> Result<Arc<Instances>, RegistryError> {
+        self.published.changed(service, seen, wait).await.ok_or(RegistryError::Stopped)
     }
 
     /// What was counted since the start.
@@ -182,12 +190,7 @@ impl Discovery for Handle {
 
     fn watch(&self, service: &ServiceName, seen: u64) -> Later<'_, Result<Arc<Instances>, DiscoveryError>> {
         let service = service.clone();
-        Box::pin(async move {
-            if self.commands.is_closed() {
-                return Err(stopped());
-            }
-            Ok(self.published.changed(&service, seen, limits::WATCH).await)
-        })
+        Box::pin(async move { self.published.changed(&service, seen, limits::WATCH).await.ok_or_else(stopped) })
     }
 }
 

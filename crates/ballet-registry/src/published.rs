@@ -1,7 +1,7 @@
 //! What the engine has published: snapshots that are read without asking it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::limits;
 pub(crate) struct Published {
     services: RwLock<HashMap<ServiceName, watch::Sender<Arc<Instances>>>>,
     watches: AtomicUsize,
+    closed: AtomicBool,
 }
 
 /// One parked watch; counted out when dropped.
@@ -56,8 +57,19 @@ impl Published {
         all
     }
 
-    /// What is known once its version differs from `seen`, or after `wait`.
-    pub(crate) async fn changed(&self, service: &ServiceName, seen: u64, wait: Duration) -> Arc<Instances> {
+    /// The engine is gone: wakes everyone who watches.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.services.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// What is known once its version differs from `seen`, or after `wait`; `None` once the engine is gone.
+    pub(crate) async fn changed(&self, service: &ServiceName, seen: u64, wait: Duration) -> Option<Arc<Instances>> {
+        let known = self.wait(service, seen, wait).await;
+        (!self.closed.load(Ordering::Acquire)).then_some(known)
+    }
+
+    async fn wait(&self, service: &ServiceName, seen: u64, wait: Duration) -> Arc<Instances> {
         let now = self.get(service);
         if now.version != seen || self.watches.fetch_add(1, Ordering::Relaxed) >= limits::WATCHES {
             if now.version == seen {
@@ -67,10 +79,14 @@ impl Published {
         }
         let _parked = Parked(&self.watches);
         let Some(mut changes) = self.subscribe(service) else { return now };
+        // Whoever subscribed after `close` would find nobody to wake it.
+        if self.closed.load(Ordering::Acquire) {
+            return now;
+        }
         let woken = timeout(wait.min(limits::WATCH), changes.wait_for(|known| known.version != seen)).await;
         match woken {
             Ok(Ok(known)) => known.clone(),
-            // The time is over; or the senders are gone, which only happens when an empty service is forgotten.
+            // The time is over, or the engine is.
             Ok(Err(_)) | Err(_) => self.get(service),
         }
     }

@@ -289,7 +289,15 @@ async fn heartbeats_share_one_commit_a_second_at_most() {
 async fn a_stopped_registry_says_so_and_has_written_everything() {
     let (journal, registry) = fresh().await;
     registry.register(Registration::new(instance("orders-1")).lease(secs(30))).await.unwrap();
+    let watching = tokio::spawn({
+        let registry = registry.clone();
+        async move { registry.watch(&orders(), registry.resolve(&orders()).await.unwrap().version).await }
+    });
+    while registry.stats().watches == 0 {
+        tokio::task::yield_now().await;
+    }
     registry.stop().await;
+    assert!(watching.await.unwrap().is_err(), "whoever watches is woken");
     assert!(registry.resolve(&orders()).await.is_err() && registry.watch(&orders(), 0).await.is_err());
     assert_eq!(registry.renew(&orders(), &"orders-1".parse().unwrap()).await, Err(RegistryError::Stopped));
     registry.stop().await;

@@ -109,7 +109,7 @@ async fn show(
     let (seen, wait) = blocking(query.as_deref().unwrap_or_default()).map_err(fail)?;
     let known = match seen {
         None => registry.resolve(&service).await.map_err(|_| fail(RegistryError::Stopped))?,
-        Some(seen) => registry.watch_for(&service, seen, wait).await,
+        Some(seen) => registry.watch_for(&service, seen, wait).await.map_err(fail)?,
     };
     Ok(Json(&*known).into_response())
 }
