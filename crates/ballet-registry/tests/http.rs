@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails as they do")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -12,6 +13,8 @@ use ballet_registry::{Engine, Handle, HttpProbe, http};
 use ballet_store::Memory;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tower::ServiceExt;
 
@@ -143,4 +146,40 @@ async fn bad_input_is_named() {
     assert!(registry.list().is_empty());
     registry.stop().await;
     assert_eq!(ask(&registry, "GET", "/ballet/v1/services/orders", "").await.0, 503);
+}
+
+/// Answers the first request with 503 and the others with 204; counts them.
+async fn serve(listener: TcpListener, asked: Arc<AtomicU32>) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 1024];
+        let read = stream.read(&mut request).await.unwrap();
+        assert!(request[..read].starts_with(b"GET /healthz?deep=1 HTTP/1.1\r\n"), "it asks as registered");
+        let status = if asked.fetch_add(1, Ordering::Relaxed) == 0 { 503 } else { 204 };
+        let answer = format!("HTTP/1.1 {status} Whatever\r\nContent-Length: 0\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_check_asks_over_the_wire() {
+    let (registry, asked) = (fresh().await, Arc::new(AtomicU32::new(0)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let body = json!({
+        "address": listener.local_addr().unwrap().to_string(),
+        "check": {"path": "/healthz?deep=1", "interval": "100ms"},
+    });
+    tokio::spawn(serve(listener, asked.clone()));
+    assert_eq!(ask(&registry, "PUT", ONE, body.to_string()).await.0, 201);
+    let mut version = json!(0);
+    let state = loop {
+        let path = format!("/ballet/v1/services/orders?seen={version}&wait=10s");
+        let (_, known) = ask(&registry, "GET", &path, "").await;
+        if known["version"] == version || known["all"][0]["state"] != "starting" {
+            break known["all"][0]["state"].clone();
+        }
+        version = known["version"].clone();
+    };
+    assert_eq!(state, "up");
+    assert!(asked.load(Ordering::Relaxed) >= 2, "503 was not taken for well");
 }
