@@ -205,29 +205,6 @@ impl Template {
         }
         Value::String(out)
     }
-
-    /// The same with every expression of `scope` replaced by what `value` says of its path; `None` leaves its place
-    /// to the default, or is an error.
-    pub(crate) fn resolve(&self, scope: &str, value: &dyn Fn(&[String]) -> Option<String>) -> Result<Self, EvalError> {
-        let mut parts: Vec<Part> = Vec::new();
-        for part in &self.parts {
-            let text = match part {
-                Part::Expr(expr) if expr.scope == scope => value(&expr.path)
-                    .or_else(|| expr.default.clone())
-                    .ok_or_else(|| EvalError::Missing(expr.to_string()))?,
-                Part::Text(text) => text.clone(),
-                Part::Expr(expr) => {
-                    parts.push(Part::Expr(expr.clone()));
-                    continue;
-                }
-            };
-            match parts.last_mut() {
-                Some(Part::Text(last)) => last.push_str(&text),
-                _ => parts.push(Part::Text(text)),
-            }
-        }
-        Ok(Self { source: self.source.clone(), parts })
-    }
 }
 
 impl Expr {
@@ -239,9 +216,7 @@ impl Expr {
         let mut words = name.split('.');
         let scope = words.next().unwrap_or_default();
         let path: Vec<String> = words.map(str::to_owned).collect();
-        let good = |word: &str| {
-            !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'))
-        };
+        let good = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
         let rest = scope == "path" && path == ["**"];
         if !good(scope) || (!rest && !path.iter().all(|word| good(word))) {
             return Err(format!("`${{{inner}}}` is not an expression"));
