@@ -159,13 +159,14 @@ impl Instance {
         if self.last.as_ref() == Some(&status) {
             return;
         }
-        self.shared.change(&status.service, |service| {
-            service.instances.insert(status.instance, status.clone());
-        });
         self.shared.progress.event(&ProgressEvent::Instance(&status));
         if timeout(OBSERVER_LIMIT, self.shared.observer.instance_changed(&status)).await.is_err() {
             tracing::warn!(instance = %status.id, "the observer did not take in a change in time");
         }
+        // Last, so that whoever waits for a state finds registry and sidecars there already.
+        self.shared.change(&status.service, |service| {
+            service.instances.insert(status.instance, status.clone());
+        });
         self.last = Some(status);
     }
 

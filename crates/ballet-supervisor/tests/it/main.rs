@@ -2,6 +2,7 @@
 //! victim (`host`), so it has its own `main`; `cargo test -p ballet-supervisor --test it PART-OF-A-NAME` runs some tests.
 
 #![expect(unreachable_pub, reason = "the modules are this binary's own")]
+#![expect(clippy::unwrap_used, reason = "these are tests; clippy does not see that without `#[test]`")]
 
 mod actors;
 mod admin;
