@@ -1,0 +1,3 @@
+//! Ballet's bus.
+mod embedded;
+pub use embedded::{Embedded, SHARD};
