@@ -66,7 +66,7 @@ fn or_null(schema: Value, nullable: bool) -> Value {
 }
 
 fn reference(record: &'static Record, partial: bool, definitions: &mut Map<String, Value>) -> Value {
-    let name = if partial { format!("{}-part", record.name) } else { record.name.to_owned() };
+    let name = record.name.replace(' ', "-") + if partial { "-in-profile" } else { "" };
     if !definitions.contains_key(&name) {
         definitions.insert(name.clone(), Value::Null); // so that a circle ends
         let definition = self::record(record, partial, definitions);
@@ -78,7 +78,7 @@ fn reference(record: &'static Record, partial: bool, definitions: &mut Map<Strin
 fn record(record: &'static Record, partial: bool, definitions: &mut Map<String, Value>) -> Value {
     let mut properties = Map::new();
     // A profile holds everything but profiles.
-    let inside = |field: &&Field| !field.later && !(partial && field.name == "profiles");
+    let inside = |field: &&Field| !field.later && (!partial || field.name != "profiles");
     for field in record.fields.iter().filter(inside) {
         let mut value = shape(&field.shape, partial, definitions);
         if !field.required && !matches!(field.shape, Shape::Json | Shape::JsonTemplate) {
@@ -132,12 +132,12 @@ fn default_value(shape: &Shape, text: &str) -> Value {
 
 fn scalar(format: Format) -> Value {
     let (pattern, example) = format.pattern_and_example();
-    let mut schema = match format {
-        Format::Loose => json!({"type": ["string", "number", "boolean"]}),
-        Format::Attempts => {
-            json!({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "unlimited"}, environment()]})
-        }
-        _ => json!({"type": "string"}),
+    let mut schema = if format == Format::Loose {
+        json!({"type": ["string", "number", "boolean"]})
+    } else if format == Format::Attempts {
+        json!({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "unlimited"}, environment()]})
+    } else {
+        json!({"type": "string"})
     };
     if let Some(pattern) = pattern.filter(|_| format != Format::Attempts) {
         schema["pattern"] = json!(format!("{pattern}|\\$\\{{env\\."));
@@ -160,6 +160,6 @@ fn key_pattern(key: Key) -> Option<&'static str> {
         Key::Route => Some("^(ANY|GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) /"),
         Key::Topic | Key::SubscribedTopic => Some("^[a-z0-9][a-z0-9._-]*$"),
         Key::Variable => Some("^[A-Za-z_][A-Za-z0-9_]*$"),
-        Key::Workflow | Key::MergeKey => None,
+        Key::Workflow | Key::Part => None,
     }
 }

@@ -136,7 +136,11 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, Mistakes> {
     }
     effective::fill(&mut root, &manifest);
     let mut files = vec![options.file.clone()];
-    files.extend(named);
+    for file in named {
+        if !files.contains(&file) {
+            files.push(file);
+        }
+    }
     Ok(Loaded { manifest, files, tree: root })
 }
 

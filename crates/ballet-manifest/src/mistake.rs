@@ -44,6 +44,23 @@ impl fmt::Display for Mistake {
     }
 }
 
+impl Mistakes {
+    /// For `--json`: a list of `{code, file, line, column, message, help}`.
+    pub fn to_json(&self) -> serde_json::Value {
+        let row = |mistake: &Mistake| {
+            serde_json::json!({
+                "code": mistake.code.0,
+                "file": mistake.file,
+                "line": mistake.line,
+                "column": mistake.column,
+                "message": mistake.message,
+                "help": mistake.help,
+            })
+        };
+        self.0.iter().map(row).collect()
+    }
+}
+
 impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, mistake) in self.0.iter().enumerate() {

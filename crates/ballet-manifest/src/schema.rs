@@ -42,7 +42,7 @@ pub(crate) enum Key {
     Workflow,
     Profile,
     Variable,
-    MergeKey,
+    Part,
 }
 
 /// A map with known keys.
@@ -344,7 +344,7 @@ static FALLBACK: Record = Record {
 };
 
 static ACCESS: Record = Record {
-    name: "access",
+    name: "access rule",
     doc: "Who may call: a token of its own, or that of another rule, and what it must allow.",
     one_of: &["jwt", "use"],
     fields: &[
@@ -394,7 +394,7 @@ static ROUTE: Record = Record {
         key("to", Scalar(F::RouteTarget), "`service`, `service:/path`, `workflow:NAME`, `topic:NAME` or a URL."),
         key("redirect", Or(F::Redirect, &REDIRECT), "Another location."),
         key("static", Scalar(F::File), "A directory: what `**` matched is looked for below it, else its `index.html`."),
-        key("merge", Map(Key::MergeKey, &MERGE_SHAPE), "Several answers in one object."),
+        key("merge", Map(Key::Part, &MERGE_SHAPE), "Several answers in one object."),
         key("migrate", Json, "Share by share from one service to another.").later(),
         key("access", Scalar(F::Access), "Who may. Default: everyone."),
         key("limit", Or(F::Limit, &LIMIT), "How often: `10/min by ip`."),
@@ -419,7 +419,7 @@ static REDIRECT: Record = Record {
 };
 
 static MERGE_PART: Record = Record {
-    name: "part",
+    name: "merge part",
     doc: "One key of a merged answer.",
     one_of: &[],
     fields: &[

@@ -60,22 +60,18 @@ impl Walker<'_> {
             Shape::Int { min, max } => self.int(node, *min, *max, what),
             Shape::Json => self.json(node, false),
             Shape::JsonTemplate => self.json(node, true),
-            Shape::Map(key, value) => {
-                let at = node.at.clone();
-                match &mut node.raw {
-                    Raw::Map(entries) => {
-                        for entry in entries {
-                            self.key(entry, *key);
-                            let what = format!("`{}`", entry.key);
-                            self.map_value(&mut entry.value, value, &what, &entry.key_at);
-                        }
-                    }
-                    Raw::Scalar(_) | Raw::List(_) => {
-                        let _ = at;
-                        self.wrong_type(node, what, key_noun(*key));
+            Shape::Map(key, value) => match &mut node.raw {
+                Raw::Map(entries) => {
+                    for entry in entries {
+                        self.key(entry, *key);
+                        let what = format!("`{}`", entry.key);
+                        self.map_value(&mut entry.value, value, &what, &entry.key_at);
                     }
                 }
-            }
+                Raw::Scalar(_) | Raw::List(_) => {
+                    self.wrong_type(node, what, key_noun(*key));
+                }
+            },
             Shape::Record(record) => match &node.raw {
                 Raw::Map(_) => self.record(node, record, key_at),
                 Raw::Scalar(_) | Raw::List(_) => {
@@ -145,7 +141,12 @@ impl Walker<'_> {
                 continue;
             }
             if record.name == "manifest" && field.name == "profiles" {
-                self.profiles(&mut entry.value, &entry.key_at);
+                if self.partial {
+                    let help = "move them up beside this one";
+                    self.note(&entry.key_at, UNKNOWN_KEY, "a profile has no `profiles` of its own", help);
+                    continue;
+                }
+                self.profiles(&mut entry.value);
                 continue;
             }
             if let Some(other) = field.not_with.iter().find(|other| has(other)) {
@@ -158,6 +159,12 @@ impl Walker<'_> {
             }
             self.value(&mut entry.value, &field.shape, &what, &entry.key_at);
         }
+        let usable: Vec<&str> = record
+            .fields
+            .iter()
+            .filter(|field| record.one_of.contains(&field.name) && !field.later)
+            .map(|field| field.name)
+            .collect();
         let entries = node.entries();
         let mut chosen = entries.iter().filter(|entry| record.one_of.contains(&entry.key.as_str()) && has(&entry.key));
         match (chosen.next(), chosen.next()) {
@@ -165,18 +172,12 @@ impl Walker<'_> {
                 let message = format!("`{}` and `{}` exclude each other", first.key, second.key);
                 let help = format!(
                     "keep exactly one of {}; a profile takes a key away with `{}: null`",
-                    list(record.one_of),
+                    list(&usable),
                     first.key
                 );
                 self.note(&second.key_at, EXCLUSIVE, message, help);
             }
             (None, _) if !record.one_of.is_empty() && !self.partial => {
-                let usable: Vec<&str> = record
-                    .fields
-                    .iter()
-                    .filter(|field| record.one_of.contains(&field.name) && !field.later)
-                    .map(|field| field.name)
-                    .collect();
                 let message = format!("this {} needs one of {}", record.name, list(&usable));
                 self.note(key_at, MISSING_KEY, message, "add one of them");
             }
@@ -199,20 +200,14 @@ impl Walker<'_> {
         }
     }
 
-    fn profiles(&mut self, node: &mut Node, key_at: &At) {
+    fn profiles(&mut self, node: &mut Node) {
         let Raw::Map(entries) = &mut node.raw else {
             return self.wrong_type(node, "`profiles`", "a map of profiles");
         };
-        let _ = key_at;
         for entry in entries {
             self.key(entry, Key::Profile);
             // The chosen one was merged in: its mistakes are found there.
             if self.chosen == Some(entry.key.as_str()) || entry.value.is_null() {
-                continue;
-            }
-            if let Some(inner) = entry.value.entry("profiles") {
-                let at = inner.key_at.clone();
-                self.note(&at, UNKNOWN_KEY, "a profile has no `profiles` of its own", "move them up beside this one");
                 continue;
             }
             self.value(&mut entry.value, &Shape::Profile, "a profile", &entry.key_at);
@@ -371,7 +366,7 @@ impl Walker<'_> {
                         | Key::Workflow
                         | Key::Profile
                         | Key::Variable
-                        | Key::MergeKey => "profile name",
+                        | Key::Part => "profile name",
                     };
                     (format!("`{text}` is not a {noun}"), help, at)
                 }),
@@ -383,7 +378,7 @@ impl Walker<'_> {
                 let help = "use letters, digits and `_`, not a digit first".to_owned();
                 if good { Ok(()) } else { Err((format!("`{text}` is not the name of a variable"), help, None)) }
             }
-            Key::MergeKey => {
+            Key::Part => {
                 let message = "a part needs a name".to_owned();
                 if text.is_empty() { Err((message, "write the key of the answer".to_owned(), None)) } else { Ok(()) }
             }
@@ -481,7 +476,7 @@ fn key_noun(key: Key) -> &'static str {
         Key::Workflow => "a map of workflows",
         Key::Profile => "a map of profiles",
         Key::Variable => "a map of variables: `LOG: debug`",
-        Key::MergeKey => "a map of parts: `products: { get: \"catalog:/products\" }`",
+        Key::Part => "a map of parts: `products: { get: \"catalog:/products\" }`",
     }
 }
 

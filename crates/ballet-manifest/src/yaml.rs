@@ -72,7 +72,7 @@ pub(crate) enum Core {
     Null,
     Bool(bool),
     Int(i64),
-    /// A number that is not an `i64`; `None` for infinities and what is not a number.
+    /// A number that is not an `i64`; `None` for infinities, what is not a number, and whole numbers out of range.
     Float(Option<f64>),
     Text,
 }
@@ -98,7 +98,7 @@ impl Sources {
         message: impl Into<String>,
         help: impl Into<String>,
     ) -> Mistake {
-        let snippet = self.line(at).to_owned();
+        let snippet = without_passwords(self.line(at));
         let room = snippet.chars().count().saturating_sub(at.column - 1);
         Mistake {
             code,
@@ -246,6 +246,28 @@ impl Scalar {
     }
 }
 
+/// A line as it may be shown: passwords in URLs become stars, as many as they had characters.
+fn without_passwords(line: &str) -> String {
+    let mut out = String::new();
+    let mut rest = line;
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        out.push_str(before);
+        let end = after.find(|c: char| c.is_whitespace() || c == '"' || c == '\'').unwrap_or(after.len());
+        let authority = &after[..end];
+        match (authority.find(':'), authority.rfind('@')) {
+            (Some(colon), Some(sign)) if colon < sign => {
+                out.push_str(&authority[..=colon]);
+                out.extend(authority[colon + 1..sign].chars().map(|_| '*'));
+                out.push_str(&authority[sign..]);
+            }
+            (Some(_) | None, _) => out.push_str(authority),
+        }
+        rest = &after[end..];
+    }
+    out + rest
+}
+
 /// YAML 1.2.2, section 10.3.2.
 fn core(text: &str) -> Core {
     match text {
@@ -261,7 +283,7 @@ fn core(text: &str) -> Core {
     }
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     if digits(unsigned) {
-        return text.strip_prefix('+').unwrap_or(text).parse().map_or(Core::Float(text.parse().ok()), Core::Int);
+        return text.strip_prefix('+').unwrap_or(text).parse().map_or(Core::Float(None), Core::Int);
     }
     for (prefix, radix) in [("0o", 8), ("0x", 16)] {
         if let Some(rest) = text.strip_prefix(prefix)
@@ -434,8 +456,9 @@ impl<'a> Reader<'a> {
             };
             let key = self.node(event, span)?;
             let Some((event, span)) = self.next()? else { return Ok(entries) };
+            let absent = span.start.index() == span.end.index();
             let mut value = self.node(event, span)?;
-            if value.at.line == 0 || (value.is_null() && value.scalar().is_some_and(|scalar| scalar.text.is_empty())) {
+            if absent && value.is_null() {
                 // An empty value has no place of its own.
                 value.at = key.at.clone();
             }
@@ -541,8 +564,14 @@ mod tests {
             (".", Core::Text),
             ("-", Core::Text),
             ("e5", Core::Text),
+            ("99999999999999999999", Core::Float(None)),
         ] {
             assert_eq!(core(text), expected, "{text}");
         }
+    }
+    #[test]
+    fn passwords_are_not_shown() {
+        let line = "store: \"postgres://o:gehe@im@db/x\", a: nats://h, b: redis://:pw@h";
+        assert_eq!(without_passwords(line), "store: \"postgres://o:*******@db/x\", a: nats://h, b: redis://:**@h");
     }
 }
