@@ -52,6 +52,9 @@ pub(crate) struct Line<'a> {
     pub(crate) status: u16,
     /// Why this status: `forwarded`, `no route`, `token expired`, `breaker open`, …
     pub(crate) reason: &'a str,
+    /// Code of the error that the client was told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<&'static str>,
     /// `open`, or the rule that held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) access: Option<&'a str>,

@@ -7,13 +7,13 @@ use std::fs::Metadata;
 use std::io::{self, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use ballet_core::Timestamp;
 use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use tokio::fs::{self, File};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use crate::answer::Answer;
+use ballet_core::Timestamp;
+use ballet_proxy::Answer;
 
 /// Longest piece of a file sent in one answer; a longer file is answered by ranges only.
 pub(crate) const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -21,7 +21,6 @@ pub(crate) const MAX_FILE_BYTES: u64 = 64 << 20;
 /// What of a request matters to files.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct FileRequest {
-    pub(crate) head: bool,
     pub(crate) if_none_match: Option<String>,
     pub(crate) if_modified_since: Option<String>,
     pub(crate) range: Option<String>,
@@ -75,41 +74,31 @@ async fn answer(place: &Path, metadata: &Metadata, request: &FileRequest) -> Res
     let (length, modified) = (metadata.len(), modified(metadata));
     let tag = format!("\"{length:x}-{:x}\"", modified.millis());
     let date = http_date(modified);
-    let mut answer = Answer::new(200);
-    answer.header("etag", &tag);
-    answer.header("last-modified", &date);
     // Clients may keep it but ask each time: a new version is seen at once, an old one costs a 304.
-    answer.header("cache-control", "no-cache");
-    if not_modified(request, &tag, modified) {
-        answer.status = 304;
-        return Ok(answer);
-    }
-    answer.header("accept-ranges", "bytes");
-    answer.header("content-type", content_type(place));
-    answer.header("x-content-type-options", "nosniff");
-    let fresh = request.if_range.as_ref().is_none_or(|validator| *validator == tag || *validator == date);
-    let (from, count) = match request.range.as_deref().filter(|_| fresh).map_or(Range::Whole, |r| range(r, length)) {
-        Range::Whole => (0, length),
-        Range::Part(from, count) => {
-            answer.status = 206;
-            answer.header("content-range", &format!("bytes {from}-{}/{length}", from + count - 1));
-            (from, count)
-        }
-        Range::Unsatisfiable => {
-            answer.status = 416;
-            answer.header("content-range", &format!("bytes */{length}"));
-            return Ok(answer);
-        }
+    let tagged = |status| {
+        Answer::new(status).header("etag", &*tag).header("last-modified", &*date).header("cache-control", "no-cache")
     };
+    if not_modified(request, &tag, modified) {
+        return Ok(tagged(304));
+    }
+    let fresh = request.if_range.as_ref().is_none_or(|validator| *validator == tag || *validator == date);
+    let (answer, from, count) =
+        match request.range.as_deref().filter(|_| fresh).map_or(Range::Whole, |r| range(r, length)) {
+            Range::Whole => (tagged(200), 0, length),
+            Range::Part(from, count) => {
+                let place = format!("bytes {from}-{}/{length}", from + count - 1);
+                (tagged(206).header("content-range", place), from, count)
+            }
+            Range::Unsatisfiable => return Ok(tagged(416).header("content-range", format!("bytes */{length}"))),
+        };
     if count > MAX_FILE_BYTES {
         return Err(FileError::TooLarge);
     }
-    if request.head {
-        answer.length = Some(count);
-        return Ok(answer);
-    }
-    answer.body = read(place, from, count).await.map_err(of_io)?;
-    Ok(answer)
+    let answer = answer
+        .header("accept-ranges", "bytes")
+        .header("content-type", content_type(place))
+        .header("x-content-type-options", "nosniff");
+    Ok(answer.body(read(place, from, count).await.map_err(of_io)?))
 }
 
 /// Reads exactly `count` bytes; a file that shrank meanwhile is an error, not a short answer.
@@ -216,6 +205,8 @@ fn of_io(error: io::Error) -> FileError {
 
 #[cfg(test)]
 mod tests {
+    use ballet_proxy::AnswerBody;
+
     use super::*;
 
     fn site() -> tempfile::TempDir {
@@ -227,6 +218,17 @@ mod tests {
         std::fs::create_dir(dir.path().join("sub")).unwrap();
         write("sub/index.html", "sub");
         dir
+    }
+
+    fn body(answer: &Answer) -> Bytes {
+        match &answer.body {
+            AnswerBody::Full(body) => body.clone(),
+            AnswerBody::Stream(_) => panic!("files come whole"),
+        }
+    }
+
+    fn get_header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+        answer.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
     async fn get(dir: &Path, path: &str, request: &FileRequest) -> Result<Answer, FileError> {
@@ -242,7 +244,7 @@ mod tests {
             [("/", "<h1>home</h1>"), ("/index.html", "<h1>home</h1>"), ("/sub/", "sub"), ("/a%20b.css", "0123456789")]
         {
             let answer = get(dir.path(), path, &FileRequest::default()).await.unwrap();
-            assert_eq!((answer.status, &answer.body[..]), (200, text.as_bytes()), "{path}");
+            assert_eq!((answer.status, &*body(&answer)), (200, text.as_bytes()), "{path}");
         }
         for path in [
             "/nope",
@@ -267,8 +269,9 @@ mod tests {
     async fn validators_and_ranges_are_obeyed() {
         let dir = site();
         let first = get(dir.path(), "/a%20b.css", &FileRequest::default()).await.unwrap();
-        assert_eq!(first.get("content-type"), Some("text/css; charset=utf-8"));
-        let (tag, date) = (first.get("etag").unwrap().to_owned(), first.get("last-modified").unwrap().to_owned());
+        assert_eq!(get_header(&first, "content-type"), Some("text/css; charset=utf-8"));
+        let (tag, date) =
+            (get_header(&first, "etag").unwrap().to_owned(), get_header(&first, "last-modified").unwrap().to_owned());
         let request = |header: &str, value: &str| {
             let mut request = FileRequest::default();
             let value = Some(value.to_owned());
@@ -298,13 +301,12 @@ mod tests {
             (request("range", "bytes=+1-2"), 200, "0123456789"),
             (FileRequest { if_range: Some("\"x\"".into()), ..request("range", "bytes=2-4") }, 200, "0123456789"),
             (FileRequest { if_range: Some(tag.clone()), ..request("range", "bytes=2-4") }, 206, "234"),
-            (FileRequest { head: true, ..request("range", "bytes=2-4") }, 206, ""),
         ];
         for (request, status, text) in cases {
             let answer = get(dir.path(), "/a%20b.css", &request).await.unwrap();
-            assert_eq!((answer.status, &answer.body[..]), (status, text.as_bytes()), "{request:?}");
+            assert_eq!((answer.status, &*body(&answer)), (status, text.as_bytes()), "{request:?}");
         }
         let part = get(dir.path(), "/a%20b.css", &request("range", "bytes=2-4")).await.unwrap();
-        assert_eq!(part.get("content-range"), Some("bytes 2-4/10"));
+        assert_eq!(get_header(&part, "content-range"), Some("bytes 2-4/10"));
     }
 }

@@ -67,7 +67,7 @@ pub(crate) enum Checked {
     Good(Arc<Claims>),
     /// It is not.
     Bad(TokenError),
-    /// Its key is not known; [`Issuer::check_again`] may help.
+    /// Its key is not known; [`Issuer::ask`] may help.
     UnknownKey,
     /// No keys are known yet.
     NoKeys,
@@ -158,8 +158,8 @@ impl Issuer {
         fetching.under_way || fetching.last_miss.is_none_or(|last| last.elapsed() >= MISS_COOLDOWN)
     }
 
-    /// Has the keys fetched once more, unless that happened lately, and checks again. Waits up to [`MISS_WAIT`].
-    pub(crate) async fn check_again(&self, token: &[u8]) -> Checked {
+    /// Has the keys fetched once more, unless that happened lately. Waits up to [`MISS_WAIT`].
+    pub(crate) async fn ask(&self) {
         let mut ended = self.ended.subscribe();
         let seen = *ended.borrow_and_update();
         {
@@ -167,7 +167,7 @@ impl Issuer {
             let now = Instant::now();
             if !fetching.under_way {
                 if fetching.last_miss.is_some_and(|last| now - last < MISS_COOLDOWN) {
-                    return self.check(token);
+                    return;
                 }
                 fetching.last_miss = Some(now);
                 fetching.under_way = true;
@@ -175,7 +175,6 @@ impl Issuer {
             }
         }
         let _ = timeout(MISS_WAIT, ended.wait_for(|count| *count > seen)).await;
-        self.check(token)
     }
 
     /// Whether keys are known.

@@ -28,9 +28,9 @@ const SHARDS: usize = 16;
 
 /// What a verified token says.
 #[derive(Debug, PartialEq)]
-pub struct Claims {
+pub(crate) struct Claims {
     /// All of it.
-    pub all: Value,
+    pub(crate) all: Value,
     /// Seconds since 1970.
     expires: i64,
 }
@@ -115,12 +115,12 @@ struct Jwks {
 
 impl Claims {
     /// The claim at a path: `["sub"]`.
-    pub fn get(&self, path: &[String]) -> Option<&Value> {
+    pub(crate) fn get(&self, path: &[String]) -> Option<&Value> {
         ballet_manifest::descend(&self.all, path)
     }
 
     /// Whether a claim is this text, or a list that holds one of these texts.
-    pub fn has_any(&self, claim: &str, wanted: &[String]) -> bool {
+    pub(crate) fn has_any(&self, claim: &str, wanted: &[String]) -> bool {
         let is = |value: &Value| value.as_str().is_some_and(|text| wanted.iter().any(|w| w == text));
         match self.all.get(claim) {
             Some(Value::Array(list)) => list.iter().any(is),

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ballet_core::{Chain, Classify};
-use ballet_proxy::{CallRequest, CallResponse, Upstream};
 use futures_util::future::join_all;
 use serde_json::value::RawValue;
 
-use crate::answer::Answer;
+use ballet_core::{Chain, Classify};
+use ballet_proxy::{Answer, CallRequest, CallResponse, Upstream};
+
 use crate::refusal::Refusal;
 
 /// Longest merged answer, in bytes.
@@ -68,11 +68,11 @@ pub(crate) async fn merge(parts: Vec<Part>, timeout: Option<Duration>) -> Result
         }
     }
     body.push(b'}');
-    let mut answer = Answer::json(200, body);
     // It may hold what only this caller may see.
-    answer.header("cache-control", "no-store");
+    let mut answer =
+        Answer::new(200).header("content-type", "application/json").header("cache-control", "no-store").body(body);
     if !missing.is_empty() {
-        answer.header("ballet-merge-missing", &missing.join(", "));
+        answer = answer.header("ballet-merge-missing", missing.join(", "));
     }
     Ok(Merged { answer, missing })
 }

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use ballet_core::{CodeEntry, ErrorCode, Policy, Problem, TraceContext};
-use ballet_proxy::CallError;
+use ballet_proxy::{Answer, CallError};
 use ballet_resilience::Rate;
 
-use crate::answer::Answer;
 use crate::jwt::TokenError;
 use crate::route::Allow;
 
@@ -14,26 +13,53 @@ use crate::route::Allow;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Refusal {
     /// The codec says the bytes are no acceptable request.
-    Bad { status: u16, reason: String },
+    Bad {
+        status: u16,
+        reason: String,
+    },
     NoRoute,
     Method(Allow),
     NoToken,
     Token(TokenError),
-    Role { rule: String },
+    Role {
+        rule: String,
+    },
     NoKeys,
-    Limited { retry_after: Duration, reset: Duration, rate: Rate },
+    Limited {
+        retry_after: Duration,
+        reset: Duration,
+        rate: Rate,
+    },
     IdempotencyKey,
     /// The service is out of reach; nothing or something was sent.
-    Unavailable { reason: &'static str, retry_after: Option<Duration>, title: Option<(u16, String)> },
-    Timeout { title: Option<(u16, String)> },
-    BadAnswer { reason: &'static str },
+    Unavailable {
+        reason: &'static str,
+        retry_after: Option<Duration>,
+        title: Option<(u16, String)>,
+    },
+    Timeout {
+        title: Option<(u16, String)>,
+    },
+    BadAnswer {
+        reason: &'static str,
+    },
     /// An expression of the route has no value for this request.
-    Expression { detail: String },
+    Expression {
+        detail: String,
+    },
     /// A required part of a merged answer failed.
-    Part { name: String, status: u16, detail: String },
+    Part {
+        name: String,
+        status: u16,
+        detail: String,
+    },
     NotFound,
-    TooLarge { detail: &'static str },
-    Internal { reason: &'static str },
+    TooLarge {
+        detail: &'static str,
+    },
+    Internal {
+        reason: &'static str,
+    },
 }
 
 impl Refusal {
@@ -174,23 +200,24 @@ impl Refusal {
     pub(crate) fn answer(&self, trace: &TraceContext) -> Answer {
         let mut problem = Problem::new(self.status(), self.title()).code(self.code().0).trace_id(trace.trace_id());
         problem.detail = self.detail();
-        let mut answer = Answer::problem(&problem);
+        let answer = Answer::problem(&problem);
         match self {
-            Self::Method(allow) => answer.header("allow", &allow.to_string()),
+            Self::Method(allow) => answer.header("allow", allow.to_string()),
             // RFC 6750 §3: no error code when no token came.
             Self::NoToken => answer.header("www-authenticate", "Bearer"),
             Self::Token(error) => {
-                answer.header("www-authenticate", &format!("Bearer error=\"invalid_token\", error_description=\"{error}\""));
+                let challenge = format!("Bearer error=\"invalid_token\", error_description=\"{error}\"");
+                answer.header("www-authenticate", challenge)
             }
             Self::Role { .. } => answer.header("www-authenticate", "Bearer error=\"insufficient_scope\""),
             Self::NoKeys => answer.header("retry-after", "1"),
-            Self::Limited { retry_after, reset, rate } => {
-                answer.header("retry-after", &whole_seconds(*retry_after).to_string());
-                answer.header("ratelimit-policy", &policy(*rate));
-                answer.header("ratelimit", &state(0, *reset));
-            }
+            Self::Limited { retry_after, reset, rate } => answer
+                .header("retry-after", whole_seconds(*retry_after).to_string())
+                .header("ratelimit-policy", policy(*rate))
+                .header("ratelimit", state(0, *reset)),
             Self::Unavailable { retry_after, .. } => {
-                answer.header("retry-after", &whole_seconds(retry_after.unwrap_or(Duration::from_secs(1))).to_string());
+                let rest = retry_after.map_or(1, whole_seconds).max(1);
+                answer.header("retry-after", rest.to_string())
             }
             Self::Bad { .. }
             | Self::NoRoute
@@ -201,10 +228,14 @@ impl Refusal {
             | Self::Part { .. }
             | Self::NotFound
             | Self::TooLarge { .. }
-            | Self::Internal { .. } => {}
+            | Self::Internal { .. } => answer,
         }
-        answer
     }
+}
+
+/// The number of one of our codes: 8 for `GW008`.
+pub(crate) fn number(code: ErrorCode) -> usize {
+    code.0.get(2..).and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
 /// `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers).
@@ -355,3 +386,53 @@ pub static CODES: &[CodeEntry] = &[
         "Look at the path's owner and rights.",
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_stands_in_the_table_once() {
+        let mut codes: Vec<_> = CODES.iter().map(|entry| entry.code).collect();
+        codes.dedup();
+        assert_eq!(codes.len(), CODES.len());
+        let refusals = [
+            Refusal::Bad { status: 400, reason: String::new() },
+            Refusal::NoRoute,
+            Refusal::NoKeys,
+            Refusal::NotFound,
+            Refusal::Internal { reason: "" },
+        ];
+        for refusal in refusals {
+            assert!(codes.contains(&refusal.code()), "{refusal:?}");
+            assert!(number(refusal.code()) < crate::handler::REFUSALS);
+        }
+    }
+
+    #[test]
+    fn a_fallback_speaks_for_a_service_out_of_reach() {
+        let trace = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+        let fallback = ballet_core::Fallback { status: 503, title: "Payment service is unavailable.".into() };
+        let policy = Policy { fallback: Some(fallback), ..Policy::default() };
+        let retry_after = Duration::from_millis(2500);
+        let cases = [
+            (CallError::BreakerOpen { retry_after }, 503, "GW010", Some("3")),
+            (CallError::NoInstance, 503, "GW010", Some("1")),
+            (CallError::TimedOut { sent: true }, 503, "GW011", None),
+            (CallError::Malformed(String::new()), 502, "GW012", None),
+        ];
+        for (error, status, code, retry_after) in cases {
+            let answer = Refusal::of_call(&error, &policy).answer(&trace);
+            let ballet_proxy::AnswerBody::Full(body) = &answer.body else { panic!("a stream") };
+            let problem: Problem = serde_json::from_slice(body).unwrap();
+            assert_eq!((answer.status, problem.code.as_deref()), (status, Some(code)), "{error}");
+            let header = answer.headers.iter().find(|(name, _)| name == "retry-after").map(|(_, value)| value.as_str());
+            assert_eq!(header, retry_after, "{error}");
+            if status == 503 {
+                assert_eq!(problem.title, "Payment service is unavailable.", "{error}");
+            }
+            assert_eq!(problem.trace_id.as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        }
+        assert_eq!(Refusal::of_call(&CallError::TimedOut { sent: true }, &Policy::default()).status(), 504);
+    }
+}

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ballet_manifest::{EvalError, Template};
-use ballet_proxy::h1::request::Head;
+use ballet_proxy::Head;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
@@ -83,18 +83,18 @@ pub(crate) mod tests {
         let peer = IpAddr::from([127, 0, 0, 1]);
         let view = View { head: head.view(), peer, claims: Some(&claims), pattern: &pattern, parameters: &parameters };
         let cases = [
-            ("/u/${claims.sub}", Ok("/u/u%2F1")),
-            ("/u/${claims.org.id}/${path.id}", Ok("/u/7/x%20y")),
-            ("/new/${path.**}", Ok("/new/r/s")),
-            ("/s?q=${query.q}&h=${header.x-shop}", Ok("/s?q=1%2F2&h=north")),
-            ("/s?q=${query.empty}&n=${query.none:-3}", Ok("/s?q=&n=3")),
-            ("/${query.none}", Err(())),
-            ("/${claims.roles}", Err(())),
-            ("/${query.empty}", Err(())),
+            ("/u/${claims.sub}", Some("/u/u%2F1")),
+            ("/u/${claims.org.id}/${path.id}", Some("/u/7/x%20y")),
+            ("/new/${path.**}", Some("/new/r/s")),
+            ("/s?q=${query.q}&h=${header.x-shop}", Some("/s?q=1%2F2&h=north")),
+            ("/s?q=${query.empty}&n=${query.none:-3}", Some("/s?q=&n=3")),
+            ("/${query.none}", None),
+            ("/${claims.roles}", None),
+            ("/${query.empty}", None),
         ];
         for (template, expected) in cases {
-            let filled = view.path(&Template::parse(template).unwrap()).map_err(drop);
-            assert_eq!(filled.as_deref().map_err(|()| ()), expected, "{template}");
+            let filled = view.path(&Template::parse(template).unwrap()).ok();
+            assert_eq!(filled.as_deref(), expected, "{template}");
         }
         assert_eq!(query("two+words=a+b", "two words").as_deref(), Some("a b"));
     }

@@ -19,7 +19,7 @@ const HEAD: usize = 1;
 
 /// A route's method and path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pattern {
+pub(crate) struct Pattern {
     /// As it was written: `GET /orders/{id}`.
     text: String,
     method: RouteMethod,
@@ -32,13 +32,13 @@ pub struct Pattern {
 
 /// All routes, ready to be asked.
 #[derive(Debug, Default)]
-pub struct RouteTable {
+pub(crate) struct RouteTable {
     root: Node,
 }
 
 /// What a request finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub(crate) enum Found {
     /// A route: its number, in the order of building.
     Route {
         /// The route's number.
@@ -54,7 +54,7 @@ pub enum Found {
 
 /// What a route's wildcards matched, as places in the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Parameters {
+pub(crate) struct Parameters {
     spans: [(u32, u32); MAX_PARAMETERS],
     count: usize,
     /// Where `**` began, after its slash.
@@ -63,7 +63,7 @@ pub struct Parameters {
 
 /// Methods that a path answers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Allow(u8);
+pub(crate) struct Allow(u8);
 
 /// Why routes cannot be compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -151,7 +151,7 @@ impl Pattern {
     ///
     /// # Errors
     /// [`RouteError::Form`].
-    pub fn parse(text: &str) -> Result<Self, RouteError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, RouteError> {
         let bad = |rule| RouteError::Form { route: text.to_owned(), rule };
         let (method, path) = text.split_once(' ').ok_or_else(|| bad("write `METHOD /path`"))?;
         let method = match method {
@@ -207,22 +207,18 @@ impl Pattern {
     }
 
     /// As it was written.
-    pub fn text(&self) -> &str {
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// The path as it was written: `/orders/{id}`.
-    pub fn path(&self) -> &str {
-        self.text.split_once(' ').map_or("/", |(_, path)| path)
-    }
-
     /// Place of the parameter of this name among [`Parameters`].
-    pub fn parameter(&self, name: &str) -> Option<usize> {
+    pub(crate) fn parameter(&self, name: &str) -> Option<usize> {
         self.names.iter().position(|n| n.as_deref() == Some(name))
     }
 
     /// Whether it ends in `**`.
-    pub fn has_tail(&self) -> bool {
+    pub(crate) fn has_tail(&self) -> bool {
         self.tail
     }
 
@@ -303,7 +299,7 @@ impl RouteTable {
     ///
     /// # Errors
     /// All of [`RouteError::Same`] and [`RouteError::Ambiguous`] that there are.
-    pub fn build(patterns: &[Pattern]) -> Result<Self, Vec<RouteError>> {
+    pub(crate) fn build(patterns: &[Pattern]) -> Result<Self, Vec<RouteError>> {
         let mut errors = vec![];
         for (place, pattern) in patterns.iter().enumerate() {
             errors.extend(patterns[place + 1..].iter().filter_map(|other| pattern.conflict(other)));
@@ -319,7 +315,7 @@ impl RouteTable {
     }
 
     /// Finds the route of a request. The path is in its one spelling and has no query.
-    pub fn find(&self, method: &str, path: &str) -> Found {
+    pub(crate) fn find(&self, method: &str, path: &str) -> Found {
         let mut search = Search {
             path,
             slot: slot(method),
@@ -403,18 +399,21 @@ impl Search<'_> {
 
 impl Parameters {
     /// What the wildcard at this place matched.
-    pub fn get<'p>(&self, place: usize, path: &'p str) -> Option<&'p str> {
+    pub(crate) fn get<'p>(&self, place: usize, path: &'p str) -> Option<&'p str> {
         let (from, to) = *self.spans[..self.count].get(place)?;
         path.get(from as usize..to as usize)
     }
 
     /// What `**` matched, without the slash before it.
-    pub fn rest<'p>(&self, path: &'p str) -> &'p str {
+    pub(crate) fn rest<'p>(&self, path: &'p str) -> &'p str {
         path.get(self.rest as usize..).unwrap_or("")
     }
 }
 
 impl Allow {
+    /// What files answer to.
+    pub(crate) const FILES: Self = Self(1 << GET | 1 << HEAD);
+
     fn add(&mut self, methods: &Methods) {
         for (place, route) in methods.known.iter().enumerate() {
             self.0 |= u8::from(route.is_some() || methods.any.is_some()) << place;
