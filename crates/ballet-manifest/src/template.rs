@@ -321,3 +321,64 @@ impl fmt::Display for Expr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn filled(template: &str, value: Value) -> Result<String, EvalError> {
+        let template = Template::parse(template).unwrap();
+        template.eval_path(&|scope, path| descend(&value, path).filter(|_| scope == "input").cloned())
+    }
+
+    #[test]
+    fn texts_are_divided_into_literals_and_expressions() {
+        let template = Template::parse("a-${input.items.0.id:-none}-$${b}-$5").unwrap();
+        let expr = Expr {
+            scope: "input".into(),
+            path: vec!["items".into(), "0".into(), "id".into()],
+            default: Some("none".into()),
+        };
+        assert_eq!(template.parts(), [Part::Text("a-".into()), Part::Expr(expr), Part::Text("-${b}-$5".into())]);
+        assert_eq!(Template::parse("plain").unwrap().as_literal(), Some("plain"));
+        assert_eq!(Template::parse("ü ${a").unwrap_err().at, 2);
+        for bad in ["${}", "${.a}", "${a.}", "${a b}", "${a.**}", "${a", "${a.b.${c}}"] {
+            assert!(Template::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_value_cannot_change_the_shape_of_a_path() {
+        let cases = [
+            ("/orders/${input.id}", json!("a/b?c#d e%"), Ok("/orders/a%2Fb%3Fc%23d%20e%25")),
+            ("/orders/${input.id}", json!(7), Ok("/orders/7")),
+            ("/orders/${input.id}/x", json!("a.b"), Ok("/orders/a.b/x")),
+            ("/orders?after=${input.id}", json!(""), Ok("/orders?after=")),
+            ("/orders?after=${input.id}", json!(".."), Ok("/orders?after=..")),
+            ("/orders/${input.id:-none}", json!(null), Ok("/orders/none")),
+            ("/orders/${input.id}", json!(""), Err(EvalError::NotAPathSegment("${input.id}".into()))),
+            ("/orders/${input.id}", json!(null), Err(EvalError::Missing("${input.id}".into()))),
+            ("/orders/${input.id}", json!([1]), Err(EvalError::NotText("${input.id}".into()))),
+            ("/orders/${input.id}", json!(".."), Err(EvalError::NotAPathSegment("/orders/${input.id}".into()))),
+            ("/x/.${input.id}/y", json!("."), Err(EvalError::NotAPathSegment("/x/.${input.id}/y".into()))),
+        ];
+        for (template, id, expected) in cases {
+            assert_eq!(filled(template, json!({"id": id})), expected.map(str::to_owned), "{template} {id}");
+        }
+    }
+
+    #[test]
+    fn one_expression_alone_keeps_its_type() {
+        let input = json!({"n": 5, "list": [1, {"a": true}], "text": "x", "null": null});
+        let lookup = |_: &str, path: &[String]| descend(&input, path).cloned();
+        let eval = |text: &str| Template::parse(text).unwrap().eval_json(&lookup);
+        assert_eq!(eval("${input.n}"), json!(5));
+        assert_eq!(eval("${input.list.1.a}"), json!(true));
+        assert_eq!(eval("${input}"), input);
+        assert_eq!(eval("n=${input.n} ${input.list} ${input.null}${input.none:-d}"), json!("n=5 [1,{\"a\":true}] d"));
+        assert_eq!(eval("${input.none}"), Value::Null);
+        assert_eq!(eval(""), json!(""));
+    }
+}
