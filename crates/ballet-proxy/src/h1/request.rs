@@ -337,10 +337,6 @@ impl<'a> Head<'a> {
     pub fn is_old(&self) -> bool {
         self.0.old
     }
-
-    pub(crate) fn has_body(&self) -> bool {
-        self.0.framing() != Framing::None
-    }
 }
 
 /// Methods, targets, names and hosts were checked to be ASCII.

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use ballet_core::{Classify, Problem};
 
 use crate::h1::request::Refusal;
-use crate::h1::{self, put, put_number};
+use crate::h1::{put, put_number};
 use crate::serve::Failure;
 use crate::serve::edits::may_set;
 use crate::{CallError, CallResponse};
@@ -169,9 +169,9 @@ pub(crate) fn put_status(out: &mut Vec<u8>, status: u16) {
 /// What a client is told of the connection's future.
 pub(crate) fn put_connection(out: &mut Vec<u8>, close: bool, old: bool) {
     if close {
-        h1::put(out, b"connection", b"close");
+        put(out, b"connection", b"close");
     } else if old {
-        h1::put(out, b"connection", b"keep-alive");
+        put(out, b"connection", b"keep-alive");
     }
 }
 

@@ -4,7 +4,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -39,7 +38,6 @@ pub(crate) struct Shared<H> {
     pub(crate) handler: Arc<H>,
     pub(crate) config: ServeConfig,
     pub(crate) rng: SharedRng,
-    pub(crate) draining: AtomicBool,
     pub(crate) drain: watch::Receiver<bool>,
 }
 
@@ -73,13 +71,7 @@ impl Server {
         let drain = watch::Sender::new(false);
         let max = config.max_connections.min(Semaphore::MAX_PERMITS);
         let places = Arc::new(Semaphore::new(max));
-        let shared = Arc::new(Shared {
-            handler,
-            rng: SharedRng::new(config.seed),
-            draining: AtomicBool::new(false),
-            drain: drain.subscribe(),
-            config,
-        });
+        let shared = Arc::new(Shared { handler, rng: SharedRng::new(config.seed), drain: drain.subscribe(), config });
         let task = tokio::spawn(accept(listener, shared, places.clone()));
         Ok(Self { address, drain, places, max, task: Some(task) })
     }
@@ -137,7 +129,6 @@ async fn accept<H: Handler>(listener: TcpListener, shared: Arc<Shared<H>>, place
             }
         }
     }
-    shared.draining.store(true, Ordering::Release);
     connections
 }
 
