@@ -22,6 +22,8 @@ use crate::spec::{Health, InstanceStatus, Launch, Limits, Runs, ServiceSpec, Sto
 
 /// Longest wait for the observer to take in a change.
 const OBSERVER_LIMIT: Duration = Duration::from_secs(2);
+/// Longest wait for what the observer adds to an environment.
+const ENVIRONMENT_LIMIT: Duration = Duration::from_secs(10);
 
 /// A word to an instance; answered when it was acted on.
 pub(crate) type Word = (Input, oneshot::Sender<()>);
@@ -279,7 +281,8 @@ pub(crate) async fn environment(
         set("STORE_URL", &url);
     }
     let launch = Launch { service: spec.name.clone(), instance: number, id: instance_id(spec, number), address };
-    for (name, value) in shared.observer.environment(&launch).await? {
+    let added = timeout(ENVIRONMENT_LIMIT, shared.observer.environment(&launch)).await;
+    for (name, value) in added.map_err(|_| "the sidecar was not opened in time".to_owned())?? {
         set(&name, &value);
     }
     for (name, value) in &spec.env {

@@ -304,21 +304,15 @@ fn is_program(path: &Path) -> bool {
 /// Our own environment without what is not the services' business: hidden names, what `ballet` gives to each service by
 /// itself, and what `cargo run` told `ballet` about its own package.
 pub(crate) fn inherited(hidden: &[String]) -> BTreeMap<OsString, OsString> {
-    const OURS: [&str; 9] = [
-        "BALLET_",
-        "STORE_URL",
-        "APP_API_TOKEN",
-        "DAPR_API_TOKEN",
-        "CARGO_MANIFEST_",
-        "CARGO_PKG_",
-        "CARGO_BIN_",
-        "CARGO_CRATE_NAME",
-        "CARGO_PRIMARY_PACKAGE",
-    ];
+    const NAMES: [&str; 6] = ["PORT", "APP_PORT", "APP_ID", "STORE_URL", "APP_API_TOKEN", "DAPR_API_TOKEN"];
+    const STARTS: [&str; 6] =
+        ["BALLET_", "CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE"];
     std::env::vars_os()
         .filter(|(name, _)| {
             let name = name.to_string_lossy();
-            !hidden.iter().any(|hidden| *hidden == name) && !OURS.iter().any(|ours| name.starts_with(ours))
+            !hidden.iter().any(|hidden| *hidden == name)
+                && !NAMES.contains(&&*name)
+                && !STARTS.iter().any(|start| name.starts_with(start))
         })
         .collect()
 }

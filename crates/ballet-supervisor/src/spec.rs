@@ -220,7 +220,8 @@ pub trait Observer: Send + Sync + 'static {
     /// `BALLET_INSTANCE`, `STORE_URL`, `OTEL_SERVICE_NAME` and the manifest's own. Opens what the variables speak of, the sidecar.
     ///
     /// Asked again for each restart (maybe with another address) and before the initializers, as instance 1 without an
-    /// address: answer with the sidecar that is open. An `Err` is shown as the reason of a waiting instance.
+    /// address: answer with the sidecar that is open. An `Err`, or no answer within 10 s, is
+    /// shown as the reason of a waiting instance.
     fn environment<'a>(&'a self, launch: &'a Launch) -> Later<'a, Result<Vec<(String, String)>, String>>;
 
     /// Told of each change, in order for each instance, and waited for (2 s at most): when `Draining` was taken in, callers

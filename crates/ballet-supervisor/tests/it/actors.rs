@@ -30,6 +30,7 @@ pub fn web(args: &[OsString]) -> ExitCode {
         for (name, value) in std::env::vars() {
             println!("{name}={value}");
         }
+        println!("that was all");
     }
     if let Some(file) = after("children") {
         let pids = [&["sleeper"][..], &["sleeper", "session"]]

@@ -120,6 +120,8 @@ pub async fn only_the_token_changes_the_system() {
 
 pub async fn logs_are_followed_until_the_end() {
     let rig = Rig::one(&["say", "hello"]).await;
+    rig.heard("orders", "hello").await;
+    rig.heard("orders", "from stderr").await;
     let lines = text(call(&rig, "GET", "/ballet/v1/system/services/orders/logs?lines=5", None, "").await).await;
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let find =

@@ -159,7 +159,7 @@ pub async fn an_instance_drains_before_it_gets_term() {
         events,
         ["orders-1 starting", "orders-1 starting", "orders-1 running ready", "orders-1 draining", "orders-1 stopped"]
     );
-    assert!(rig.printed().await.iter().any(|line| line["message"] == "term"), "TERM, not KILL");
+    rig.heard("orders", "term").await; // and not just KILL
 
     rig.handle.start("orders").await.unwrap();
     rig.settled().await;
@@ -261,7 +261,7 @@ pub async fn a_stop_interrupts_a_build() {
     let rig = Rig::with(|dir| vec![orders(web(&[]), dir)], build, Watcher::default()).await;
     let file: PathBuf = rig.path("pid");
     eventually("a build", LONG, || std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'))).await;
-    assert_eq!(rig.instance(1).state, State::Building);
+    rig.until(1, |status| status.state == State::Building).await;
     let pid = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
     rig.handle.stop("orders").await.unwrap();
     rig.settled().await;
@@ -289,6 +289,8 @@ pub async fn a_service_gets_its_environment_and_nobody_elses() {
     let rig = Rig::with(spec, |config| config.hidden_env = vec!["PATH".into()], watcher).await;
     rig.settled().await;
     assert!(rig.handle.settled("payments", LONG).await);
+    rig.heard("orders", "that was all").await;
+    rig.heard("payments", "that was all").await;
     let lines = rig.printed().await;
     let port = rig.instance(1).address.unwrap().port().to_string();
     for (name, value) in [

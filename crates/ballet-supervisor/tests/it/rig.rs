@@ -133,6 +133,20 @@ impl Rig {
         self.handle.shutdown().await;
     }
 
+    /// Waits until a service has printed a text: a pipe may be slower than a health check.
+    pub async fn heard(&self, service: &str, text: &str) {
+        let mut tail = self.handle.tail(Some(service.parse().unwrap()), 1000).await.unwrap();
+        let wait = async {
+            while !tail.lines.iter().any(|line| line.contains(text)) {
+                let line = tail.follow.recv().await.unwrap();
+                if line.service.as_str() == service {
+                    tail.lines.push(line.text);
+                }
+            }
+        };
+        assert!(timeout(LONG, wait).await.is_ok(), "{service} never said {text}");
+    }
+
     /// All that `orders` and its initializers have printed.
     pub async fn printed(&self) -> Vec<serde_json::Value> {
         let tail = self.handle.tail(Some("orders".parse().unwrap()), 1000).await.unwrap();
