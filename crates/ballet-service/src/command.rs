@@ -264,7 +264,8 @@ impl Flights {
         let key = (key.scope.clone(), key.key.clone());
         let lock = self.0.lock().expect("nobody panics while it is held").entry(key.clone()).or_default().clone();
         let mut turn = Turn { flights: Self(self.0.clone()), key, guard: None };
-        let wait = deadline().map_or(WAIT, |deadline| deadline.within(WAIT).left());
+        // Something of the deadline has to be left to say so.
+        let wait = deadline().map_or(WAIT, |deadline| deadline.within(WAIT).left().mul_f64(0.8));
         match tokio::time::timeout(wait, lock.lock_owned()).await {
             Ok(guard) => {
                 turn.guard = Some(guard);

@@ -20,7 +20,7 @@ use crate::{Error, Result, Store, Tx};
 /// Events of one publish.
 const BATCH: i64 = 100;
 /// How often an idle relay looks for what a crashed one left.
-const TICK: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_secs(2);
 /// Rest after the bus refused: this, doubling, to the cap.
 const REST: Duration = Duration::from_millis(50);
 const REST_CAP: Duration = Duration::from_secs(3);
@@ -64,13 +64,14 @@ impl Relay {
     /// Runs until it is dropped. Dropping it loses nothing: unsent rows stay, a row sent but not marked is sent again.
     pub(crate) async fn run(self) {
         let mut rng = seeded();
+        let mut woken = false;
         loop {
-            let rest = TICK.mul_f64(0.5 + rng.random::<f64>());
             // Woken: the lease is ours already. Not woken: look whether somebody left something.
-            let woken = tokio::time::timeout(rest, self.store.relay_wanted()).await.is_ok();
             if woken || self.left_behind().await {
                 self.drain().await;
             }
+            let rest = TICK.mul_f64(0.5 + rng.random::<f64>());
+            woken = tokio::time::timeout(rest, self.store.relay_wanted()).await.is_ok();
         }
     }
 

@@ -41,7 +41,7 @@ const MIGRATION_BUSY: Duration = Duration::from_secs(60);
 /// The lease of the relay.
 pub(crate) const RELAY: &str = "relay";
 /// How long the relay's lease holds.
-pub(crate) const RELAY_LEASE: Duration = Duration::from_secs(15);
+pub(crate) const RELAY_LEASE: Duration = Duration::from_secs(10);
 
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
