@@ -1,76 +1,46 @@
 //! Runs workflows: Netflix Conductor's REST API in front, durable sagas behind.
+//!
+//! ```no_run
+//! # async fn example(journal: std::sync::Arc<dyn ballet_store::Journal>, upstreams: ballet_proxy::Upstreams) -> Result<(), Box<dyn std::error::Error>> {
+//! use ballet_core::{Start, Workflows};
+//! use ballet_orchestrator::{Config, Engine, Existing};
+//! use serde_json::json;
+//!
+//! let handle = Engine::start(Config::new(journal, upstreams, 1)).await?;
+//! let task = json!({"name": "greet", "taskReferenceName": "greet", "type": "SIMPLE"});
+//! handle.register_definition(&json!({"name": "hello", "tasks": [task]}), Existing::NextVersion).await?;
+//! let started = handle.start(Start::new("hello".parse()?, json!({"who": "world"}))).await?;
+//! let routes: axum::Router = ballet_orchestrator::http::router(handle);
+//! # Ok(()) }
+//! ```
+//!
+//! State, attempts, timers and history of a step are one commit; replies and hand-outs come after it. What a step may do
+//! to money is fixed by the saga contract, all of it in `decide`. Timeouts count time that an engine was seen running.
+//!
+//! It deliberately runs nobody's code: steps are calls to services or tasks that workers poll. Forks, switches, loops and
+//! sub-workflows are refused at registration until they come.
 
-#![allow(dead_code, reason = "being laid down")]
+mod catalog;
+mod codes;
+mod command;
+mod decide;
+mod document;
+mod engine;
+mod expr;
+mod handle;
+pub mod http;
+mod manifest;
+mod outcome;
+mod plan;
+mod search;
+mod state;
+mod tables;
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use ballet_core::{Clock, SystemClock, WorkflowsError};
-use ballet_proxy::Upstreams;
-use ballet_store::{Journal, StoreError};
-
-/// What an engine needs.
-pub struct Config {
-    /// Where executions are kept.
-    pub journal: Arc<dyn Journal>,
-    /// Calls the services of HTTP steps. Its caller name is `orchestrator`.
-    pub upstreams: Upstreams,
-    /// Stamps records. Default: the machine's clock.
-    pub clock: Arc<dyn Clock>,
-    /// Feeds trace and execution ids.
-    pub seed: u64,
-    /// HTTP steps under way at once. Default: 256.
-    pub calls: usize,
-    /// How long the shards stay ours without a renewal. Default: 15 s.
-    pub lease: Duration,
-}
-
-impl Config {
-    /// Defaults for all that has one.
-    pub fn new(journal: Arc<dyn Journal>, upstreams: Upstreams, seed: u64) -> Self {
-        Self { journal, upstreams, clock: Arc::new(SystemClock), seed, calls: 256, lease: Duration::from_secs(15) }
-    }
-}
-
-/// The engine.
-pub struct Engine;
-
-impl Engine {
-    /// Opens the tables, claims all shards (waiting for another owner's lease to end), loads what is not finished, and goes on with it.
-    ///
-    /// # Errors
-    /// What the journal says.
-    pub async fn start(config: Config) -> Result<Handle, StoreError> {
-        drop(config);
-        Ok(Handle {})
-    }
-}
-
-/// Speaks to a running engine. Cheap to clone.
-#[derive(Clone)]
-pub struct Handle {}
-
-impl Handle {
-    /// Registers a workflow of the manifest; answers the version that new executions get. The same content keeps its version.
-    ///
-    /// # Errors
-    /// `Invalid` if the definition cannot be compiled.
-    pub async fn register(&self, workflow: &ballet_manifest::Workflow) -> Result<u32, WorkflowsError> {
-        let _ = workflow;
-        Ok(1)
-    }
-
-    /// Stops: calls under way get `grace` to end, then everything is flushed and the shards are given back.
-    pub async fn shutdown(&self, grace: Duration) {
-        let _ = grace;
-    }
-}
-
-/// The HTTP faces: Conductor's under `/api`, ours under `/ballet/v1/workflows`.
-pub mod http {
-    /// All routes, to be merged on the platform listener.
-    pub fn router(handle: super::Handle) -> axum::Router {
-        drop(handle);
-        axum::Router::new()
-    }
-}
+pub use catalog::Existing;
+pub use codes::CODES;
+pub use command::QueueState;
+pub use decide::Verdict;
+pub use engine::{Config, Engine};
+pub use handle::{Handle, MAX_POLL_WAIT, TaskUpdate};
+pub use manifest::definition;
+pub use search::{Found, MAX_SCANNED, Search};
