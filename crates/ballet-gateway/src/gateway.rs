@@ -260,3 +260,8 @@ impl Running {
         }
     }
 }
+
+#[cfg(test)]
+mod rig;
+#[cfg(test)]
+mod tests;
