@@ -28,8 +28,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 pub struct Server {
     address: SocketAddr,
     drain: watch::Sender<bool>,
-    places: Arc<Semaphore>,
-    max: usize,
+    /// Every connection holds a clone.
+    open: Arc<()>,
     task: Option<JoinHandle<JoinSet<()>>>,
 }
 
@@ -69,11 +69,10 @@ impl Server {
     pub fn start<H: Handler>(listener: TcpListener, handler: Arc<H>, config: ServeConfig) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let drain = watch::Sender::new(false);
-        let max = config.max_connections.min(Semaphore::MAX_PERMITS);
-        let places = Arc::new(Semaphore::new(max));
+        let open = Arc::new(());
         let shared = Arc::new(Shared { handler, rng: SharedRng::new(config.seed), drain: drain.subscribe(), config });
-        let task = tokio::spawn(accept(listener, shared, places.clone()));
-        Ok(Self { address, drain, places, max, task: Some(task) })
+        let task = tokio::spawn(accept(listener, shared, open.clone()));
+        Ok(Self { address, drain, open, task: Some(task) })
     }
 
     /// Where it listens.
@@ -83,7 +82,8 @@ impl Server {
 
     /// Open connections.
     pub fn connections(&self) -> usize {
-        self.max - self.places.available_permits()
+        // Two clones are the server's own and the acceptor's.
+        Arc::strong_count(&self.open).saturating_sub(2)
     }
 
     /// Stops accepting, lets every exchange finish and says `Connection: close` with each last answer; what is not done
@@ -105,7 +105,8 @@ impl Drop for Server {
     }
 }
 
-async fn accept<H: Handler>(listener: TcpListener, shared: Arc<Shared<H>>, places: Arc<Semaphore>) -> JoinSet<()> {
+async fn accept<H: Handler>(listener: TcpListener, shared: Arc<Shared<H>>, open: Arc<()>) -> JoinSet<()> {
+    let places = Arc::new(Semaphore::new(shared.config.max_connections.min(Semaphore::MAX_PERMITS)));
     let mut drain = shared.drain.clone();
     let mut connections = JoinSet::new();
     loop {
@@ -117,9 +118,9 @@ async fn accept<H: Handler>(listener: TcpListener, shared: Arc<Shared<H>>, place
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, peer, place)) => {
-                let shared = shared.clone();
+                let (shared, open) = (shared.clone(), open.clone());
                 connections.spawn(async move {
-                    let _place = place;
+                    let _held = (place, open);
                     connection::serve(stream, peer, shared).await;
                 });
             }

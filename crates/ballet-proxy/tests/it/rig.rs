@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ballet_core::{Discovery, DiscoveryError, Fixed, Instance, InstanceState, Instances, Later, Policy, ServiceName};
-use ballet_proxy::{PolicyTable, Upstreams};
+use ballet_proxy::{
+    Context, End, Exchange, Forward, Handler, Head, PolicyTable, ServeConfig, Server, Upstreams, Verdict, bind,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -200,4 +202,198 @@ impl Discovery for Changing {
         let mut changes = self.0.subscribe();
         Box::pin(async move { Ok(changes.wait_for(|known| known.version != seen).await.unwrap().clone()) })
     }
+}
+
+/// A server with one upstream, `orders`, and a client's words for it.
+pub(crate) struct Gate {
+    pub(crate) server: Server,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) log: Arc<Mutex<Vec<Line>>>,
+}
+
+/// What the access log would say.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Line {
+    pub(crate) path: String,
+    pub(crate) status: u16,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+    pub(crate) attempts: u32,
+    pub(crate) end: End,
+}
+
+type Decide = Box<dyn Fn(&Head<'_>, &Context, Forward) -> Verdict + Send + Sync>;
+
+struct Judge {
+    upstreams: Upstreams,
+    decide: Decide,
+    log: Arc<Mutex<Vec<Line>>>,
+}
+
+impl Handler for Judge {
+    type Note = ();
+
+    fn decide(&self, head: &Head<'_>, context: &Context, (): &mut ()) -> Verdict {
+        (self.decide)(head, context, Forward::to(self.upstreams.upstream(&name("orders"), None)))
+    }
+
+    fn finished(&self, exchange: &Exchange<'_>, (): &()) {
+        self.log.lock().unwrap().push(Line {
+            path: exchange.head.path().to_owned(),
+            status: exchange.status,
+            received: exchange.received,
+            sent: exchange.sent,
+            attempts: exchange.attempts,
+            end: exchange.end,
+        });
+    }
+}
+
+impl Gate {
+    /// Forwards all to these addresses.
+    pub(crate) async fn to(addresses: &[SocketAddr]) -> Self {
+        Self::with(addresses, Policy::default(), ServeConfig::default(), |_, _, forward| forward.into())
+    }
+
+    pub(crate) fn with(
+        addresses: &[SocketAddr],
+        policy: Policy,
+        config: ServeConfig,
+        decide: impl Fn(&Head<'_>, &Context, Forward) -> Verdict + Send + Sync + 'static,
+    ) -> Self {
+        let (upstreams, log) = (orders(addresses, policy), Arc::new(Mutex::new(vec![])));
+        let judge = Judge { upstreams: upstreams.clone(), decide: Box::new(decide), log: log.clone() };
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let server = Server::start(listener, Arc::new(judge), config).unwrap();
+        Self { server, upstreams, log }
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client { stream: TcpStream::connect(self.server.address()).await.unwrap(), buffer: vec![] }
+    }
+
+    /// Sends bytes on a connection of their own and reads all that comes within a moment after the last answer.
+    pub(crate) async fn say(&self, bytes: &[u8]) -> String {
+        let mut client = self.client().await;
+        client.send(bytes).await;
+        client.all().await
+    }
+
+    /// The log, once it has so many lines.
+    pub(crate) async fn lines(&self, count: usize) -> Vec<Line> {
+        loop {
+            let lines = self.log.lock().unwrap().clone();
+            if lines.len() >= count {
+                return lines;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
+    pub(crate) buffer: Vec<u8>,
+}
+
+impl Client {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+    }
+
+    /// One answer: head and body. `None`: the connection ended before the answer did.
+    pub(crate) async fn answer(&mut self) -> Option<(String, Vec<u8>)> {
+        tokio::time::timeout(Duration::from_secs(10), read_message(&mut self.stream, &mut self.buffer)).await.unwrap()
+    }
+
+    /// A head alone.
+    pub(crate) async fn answer_head(&mut self) -> String {
+        loop {
+            if let Some(at) = self.buffer.windows(4).position(|w| w == b"\r\n\r\n") {
+                return String::from_utf8(self.buffer.drain(..at + 4).collect()).unwrap();
+            }
+            assert_ne!(self.stream.read_buf(&mut self.buffer).await.unwrap(), 0, "closed within a head");
+        }
+    }
+
+    /// So many bytes.
+    pub(crate) async fn rest(&mut self, count: usize) -> Vec<u8> {
+        while self.buffer.len() < count {
+            assert_ne!(self.stream.read_buf(&mut self.buffer).await.unwrap(), 0, "closed within a body");
+        }
+        self.buffer.drain(..count).collect()
+    }
+
+    pub(crate) async fn ask(&mut self, request: &str) -> (u16, Vec<u8>) {
+        self.send(request.as_bytes()).await;
+        let (head, body) = self.answer().await.expect("an answer");
+        (head[9..12].parse().unwrap(), body)
+    }
+
+    /// Everything up to the connection's end, or until nothing comes for a moment.
+    pub(crate) async fn all(&mut self) -> String {
+        loop {
+            let read = self.stream.read_buf(&mut self.buffer);
+            match tokio::time::timeout(Duration::from_millis(150), read).await {
+                Ok(Ok(1..)) => {}
+                Ok(Ok(0) | Err(_)) | Err(_) => return String::from_utf8_lossy(&self.buffer).into_owned(),
+            }
+        }
+    }
+
+    /// Whether the server has closed.
+    pub(crate) async fn is_closed(&mut self) -> bool {
+        let mut rest = vec![];
+        matches!(tokio::time::timeout(Duration::from_secs(5), self.stream.read_to_end(&mut rest)).await, Ok(_))
+            && rest.is_empty()
+    }
+}
+
+/// A service that sends every body back while it still comes in.
+pub(crate) async fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut buffer = vec![];
+                loop {
+                    let end = loop {
+                        if let Some(at) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
+                            break at + 4;
+                        }
+                        if stream.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    };
+                    let head =
+                        String::from_utf8(buffer.drain(..end).collect::<Vec<u8>>()).unwrap().to_ascii_lowercase();
+                    let length = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "));
+                    let framing =
+                        length.map_or("Transfer-Encoding: chunked".to_owned(), |n| format!("Content-Length: {n}"));
+                    stream.write_all(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n").as_bytes()).await.unwrap();
+                    let mut left = length.map(|n| n.parse::<usize>().unwrap());
+                    let mut tail = vec![];
+                    loop {
+                        let take = left.unwrap_or(usize::MAX).min(buffer.len());
+                        let part: Vec<u8> = buffer.drain(..take).collect();
+                        if stream.write_all(&part).await.is_err() {
+                            return;
+                        }
+                        tail.extend_from_slice(&part);
+                        tail.drain(..tail.len().saturating_sub(5));
+                        left = left.map(|left| left - take);
+                        if left == Some(0) || (left.is_none() && tail == b"0\r\n\r\n") {
+                            break;
+                        }
+                        if stream.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    address
 }
