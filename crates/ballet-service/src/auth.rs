@@ -122,8 +122,10 @@ impl FromRequestParts<Context> for User {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, ctx: &Context) -> Result<Self> {
-        let missing = || Err(problem::unauthorized("a bearer token is needed"));
-        Ok(verified(parts, ctx).await.unwrap_or_else(missing)?)
+        match verified(parts, ctx).await {
+            Some(outcome) => Ok(outcome?),
+            None => Err(problem::unauthorized("a bearer token is needed").into()),
+        }
     }
 }
 

@@ -248,9 +248,11 @@ fn kept(status: u16) -> bool {
     !matches!(status, 401 | 403 | 408 | 425 | 429 | 500..)
 }
 
-/// Requests under way, by key: a second one waits for the first.
+/// Requests under way, by scope and key: a second one waits for the first.
 #[derive(Default)]
-pub(crate) struct Flights(Arc<Mutex<HashMap<(String, String), Arc<tokio::sync::Mutex<()>>>>>);
+pub(crate) struct Flights(Arc<Mutex<HashMap<(String, String), Lock>>>);
+
+type Lock = Arc<tokio::sync::Mutex<()>>;
 
 /// One's turn; gone when dropped.
 struct Turn {

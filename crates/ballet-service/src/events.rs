@@ -12,7 +12,7 @@ use serde_json::json;
 use ballet_core::{Event, Problem};
 
 use crate::request::text;
-use crate::{Context, Internal, Reply, Result, Tx, problem};
+use crate::{Context, Error, Internal, Reply, Result, Tx, problem};
 
 /// Longest event that is taken.
 const EVENT_LIMIT_BYTES: usize = 1 << 20;
@@ -46,18 +46,15 @@ pub(crate) async fn receive(ctx: Context, _internal: Internal, request: Request)
         .map_err(|error| problem::bad_request(error.to_string()).code("CH016"))?;
     let kind = text(&parts.headers, CONTENT_TYPE.as_str()).unwrap_or_default();
     let structured = kind.to_ascii_lowercase().starts_with(Event::MEDIA_TYPE);
+    let bad = |what: String| Error::from(problem::bad_request(what).code("CH004"));
     let event = if structured {
-        serde_json::from_slice(&body)
-            .map_err(|error| problem::bad_request(format!("not JSON: {error}")).code("CH004"))
-            .and_then(|json| {
-                Event::from_json(&json).map_err(|error| problem::bad_request(error.to_string()).code("CH004"))
-            })?
+        let json = serde_json::from_slice(&body).map_err(|error| bad(format!("not JSON: {error}")))?;
+        Event::from_json(&json)
     } else {
         let headers = parts.headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-        Event::from_headers(headers, &body)
-            .ok_or_else(|| problem::bad_request("not a CloudEvent").code("CH004"))?
-            .map_err(|error| problem::bad_request(error.to_string()).code("CH004"))?
+        Event::from_headers(headers, &body).ok_or_else(|| bad("not a CloudEvent".into()))?
     };
+    let event = event.map_err(|error| bad(error.to_string()))?;
     let Some(handlers) = ctx.handlers().of(event.topic.as_str()) else {
         let problem = Problem::new(404, "no handler for the event").code("CH022");
         return Err(problem.detail(format!("nothing here handles `{}`", event.topic)).into());

@@ -254,7 +254,6 @@ impl Service {
         Ok(Running { address, ctx, stop, server, tasks, relay })
     }
 
-    #[expect(clippy::type_complexity, reason = "used three times, here")]
     fn open(mut self) -> Result<(Store, Projector, Builder, Config), StartError> {
         let projector = Projector::new(std::mem::take(&mut self.builder.projections));
         let (seed, config) = (self.builder.seed.take().filter(|_| self.config.seed), self.config);

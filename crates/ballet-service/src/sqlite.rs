@@ -38,6 +38,8 @@ const READERS: usize = 4;
 const BUSY: Duration = Duration::from_secs(5);
 /// How long to wait for another instance that migrates.
 const MIGRATION_BUSY: Duration = Duration::from_secs(60);
+/// Largest event; the bus takes no larger one.
+const EVENT_BYTES: usize = 256 << 10;
 /// The lease of the relay.
 pub(crate) const RELAY: &str = "relay";
 /// How long the relay's lease holds.
@@ -115,6 +117,13 @@ impl Tx<'_> {
         let next = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0) + 1";
         let id: i64 = self.db.prepare_cached(next)?.query_row([], |row| row.get(0))?;
         event.extensions.insert("sequence".into(), format!("{id:016}"));
+        let json = event.to_json();
+        // What the bus would refuse must not get as far as the outbox.
+        Event::from_json(&json).map_err(Error::internal)?;
+        let text = json.to_string();
+        if text.len() > EVENT_BYTES {
+            return Err(Error::Internal(format!("an event of {} bytes, more than {EVENT_BYTES}", text.len())));
+        }
         self.db
             .prepare_cached("INSERT INTO outbox (id, topic, key, event, created_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![

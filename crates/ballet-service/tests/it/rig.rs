@@ -185,7 +185,7 @@ pub fn builder() -> Builder {
 pub struct Rig {
     pub service: Running,
     pub bus: Arc<Bus>,
-    pub directory: Arc<TempDir>,
+    _directory: Arc<TempDir>,
     client: Client,
 }
 
@@ -207,7 +207,7 @@ impl Rig {
         bus: Arc<Bus>,
     ) -> Self {
         let service = builder.bus(bus.clone()).build_with(config(&directory, instance, env)).start().await.unwrap();
-        Self { service, bus, directory, client: Client::with("gateway", Retries::None) }
+        Self { service, bus, _directory: directory, client: Client::with("gateway", Retries::None) }
     }
 
     pub fn url(&self, path: &str) -> String {
