@@ -67,10 +67,11 @@ struct RawDelivery {
 impl Events for RemoteEvents {
     fn publish(&self, events: Vec<Event>) -> Later<'_, Result<Vec<Offset>, EventsError>> {
         Box::pin(async move {
-            let Some(first) = events.first() else { return Ok(vec![]) };
-            let path = format!("/ballet/v1/topics/{}/events", first.topic);
+            if events.is_empty() {
+                return Ok(vec![]);
+            }
             let body = events.iter().map(Event::to_json).collect();
-            let answer = self.send(path, body, Event::BATCH_MEDIA_TYPE, Duration::ZERO).await?;
+            let answer = self.send("/ballet/v1/events".into(), body, Event::BATCH_MEDIA_TYPE, Duration::ZERO).await?;
             Ok(answer.json::<Published>().map_err(unexpected)?.offsets)
         })
     }

@@ -102,7 +102,12 @@ impl<B: Send + 'static> Command<B> {
     /// # Errors
     /// Those of `work`; 422 for a key that belongs to another request; 425 while the first request with the key still runs.
     pub async fn run(self, work: impl FnOnce(&Tx<'_>, B) -> Result<Reply> + Send + 'static) -> Result<Reply> {
-        self.run_after(std::future::ready(Ok(())), |tx, body, ()| work(tx, body)).await
+        let Self { body, ctx, key, .. } = self;
+        let Some(key) = key else {
+            return ctx.store().write(move |tx| work(tx, body)).await;
+        };
+        let _turn = ctx.flights().enter(&key).await?;
+        ctx.store().write(move |tx| once(tx, &key, |tx| work(tx, body))).await?
     }
 
     /// As [`Command::run`], with something to ask before that takes time: prices of another service. `before` is a future

@@ -19,6 +19,8 @@ use crate::{Error, Result, Store, Tx};
 
 /// Events of one publish.
 const BATCH: i64 = 100;
+/// Bytes of one publish; at least one event goes in each.
+const BATCH_BYTES: usize = 4 << 20;
 /// How often an idle relay looks for what a crashed one left.
 const TICK: Duration = Duration::from_secs(2);
 /// Rest after the bus refused: this, doubling, to the cap.
@@ -192,7 +194,13 @@ fn batch(db: &Connection, now: Timestamp) -> Result<Vec<Row>> {
     let rows = select
         .query_map([now.millis(), BATCH], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?
         .collect::<Result<Vec<_>, _>>()?;
+    let mut bytes = 0;
     rows.into_iter()
+        .take_while(|(_, event)| {
+            let first = bytes == 0;
+            bytes += event.len();
+            first || bytes <= BATCH_BYTES
+        })
         .map(|(id, event)| {
             let event = Event::from_json(&serde_json::from_str(&event)?).map_err(Error::internal)?;
             Ok(Row { id, event })

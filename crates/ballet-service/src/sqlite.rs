@@ -278,7 +278,7 @@ impl Store {
         .map_err(open)?;
         db.set_prepared_statement_cache_capacity(128);
         migrate(&mut db, &setup)?;
-        db.busy_timeout(BUSY).map_err(open)?;
+        db.busy_handler(Some(wait_for_turn)).map_err(open)?;
 
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (committed, watcher) = watch::channel(0);
@@ -364,6 +364,14 @@ fn migrate(db: &mut Connection, setup: &Setup<'_>) -> Result<(), OpenError> {
     }
     setup.projector.prepare(&work).map_err(OpenError::Open)?;
     tx.commit().map_err(open)
+}
+
+/// Another instance writes: looks again each half millisecond. SQLite's own handler rests for up to 100 ms, and transactions
+/// here last for a sync.
+fn wait_for_turn(tries: i32) -> bool {
+    const REST: Duration = Duration::from_micros(500);
+    std::thread::sleep(REST);
+    REST.saturating_mul(u32::try_from(tries).unwrap_or(0)) < BUSY
 }
 
 fn claim(db: &Connection, lease: &str, owner: &str, now: Timestamp, lasts: Duration) -> rusqlite::Result<bool> {
