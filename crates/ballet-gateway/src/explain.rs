@@ -132,7 +132,7 @@ impl Explanation {
             None => self.say("open to everyone".to_owned()),
         }
         match &route.action {
-            ActionPlan::Forward { upstream, rewrite } => {
+            ActionPlan::Forward { upstream, rewrite, host: _ } => {
                 self.action = Some("forward");
                 let mut call = explain_call(upstream);
                 call.path = rewrite.as_ref().map(ToString::to_string);

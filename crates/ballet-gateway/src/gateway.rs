@@ -17,7 +17,7 @@ use ballet_telemetry::{Metrics, Sink, names};
 use crate::access_log::{AccessLog, LogTarget};
 use crate::explain::{Explanation, explain};
 use crate::handler::Front;
-use crate::plan::{self, LoadError, Plan, policy_table};
+use crate::plan::{self, LoadError, Plan, Urls, policy_table};
 use crate::refusal::{CODES, number};
 
 /// What a gateway needs beside the manifest.
@@ -41,6 +41,7 @@ pub struct Gateway(Arc<Running>);
 struct Running {
     front: Arc<Front>,
     upstreams: Upstreams,
+    urls: Urls,
     address: SocketAddr,
     server: Mutex<Option<Server>>,
     /// One reload at a time.
@@ -126,8 +127,10 @@ impl Gateway {
         let of_io = |source| StartError::Listen { address, source };
         let listener = bind(address).map_err(of_io)?;
         let log = AccessLog::start(config.access_log).map_err(StartError::Log)?;
+        let urls = Urls::new(config.upstreams.caller(), config.serve.seed);
         config.upstreams.set_policies(policy_table(manifest));
-        let plan = Plan::compile(manifest, checked, &config.upstreams, &config.clock, None);
+        urls.upstreams.set_policies(policy_table(manifest));
+        let plan = Plan::compile(manifest, checked, &config.upstreams, &urls, &config.clock, None);
         let front = Arc::new(Front {
             plan: ArcSwap::from_pointee(plan),
             log,
@@ -138,7 +141,8 @@ impl Gateway {
         let address = server.address();
         info!(%address, routes = front.plan.load().routes.len(), "gateway listens");
         let server = Mutex::new(Some(server));
-        Ok(Self(Arc::new(Running { front, upstreams: config.upstreams, address, server, reloading: Mutex::default() })))
+        let upstreams = config.upstreams;
+        Ok(Self(Arc::new(Running { front, upstreams, urls, address, server, reloading: Mutex::default() })))
     }
 
     /// Where it listens.
@@ -152,7 +156,7 @@ impl Gateway {
     /// # Errors
     /// [`LoadError`]: then all stays as it was.
     pub fn reload(&self, manifest: &Manifest) -> Result<(), LoadError> {
-        let Running { front, upstreams, reloading, .. } = &*self.0;
+        let Running { front, upstreams, urls, reloading, .. } = &*self.0;
         let _one = reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let checked = plan::check(manifest)?;
         let before = front.plan.load_full();
@@ -160,7 +164,8 @@ impl Gateway {
             return Err(LoadError::Listen { wanted: manifest.gateway.listen, current: before.listen });
         }
         upstreams.set_policies(policy_table(manifest));
-        let plan = Plan::compile(manifest, checked, upstreams, &front.clock, Some(&before));
+        urls.upstreams.set_policies(policy_table(manifest));
+        let plan = Plan::compile(manifest, checked, upstreams, urls, &front.clock, Some(&before));
         info!(routes = plan.routes.len(), "gateway's routes reloaded");
         front.plan.store(Arc::new(plan));
         Ok(())
@@ -245,7 +250,7 @@ impl Running {
             sink.sample(&names::GATEWAY_REFUSED, &[("reason", entry.title)], count as f64);
         }
         sink.sample(&names::ACCESS_LOG_DROPPED, &[], self.front.log.counts().1 as f64);
-        for view in self.upstreams.views() {
+        for view in self.upstreams.views().into_iter().chain(self.urls.upstreams.views()) {
             let state = match view.breaker {
                 BreakerState::Closed => 0.0,
                 BreakerState::HalfOpen => 1.0,

@@ -150,7 +150,7 @@ impl Front {
         let claims = note.claims.clone();
         let view = view(route, head, context, &parameters, claims.as_deref());
         match &route.action {
-            ActionPlan::Forward { upstream, rewrite } => {
+            ActionPlan::Forward { upstream, rewrite, host } => {
                 let mut forward = Forward::to(upstream.clone());
                 forward.timeout = route.timeout;
                 forward.replay = route.idempotent && key.is_some();
@@ -162,6 +162,9 @@ impl Front {
                         target.push_str(query);
                     }
                     forward.target = Some(target);
+                }
+                if let Some(host) = host {
+                    forward.set.push(("host".into(), host.clone()));
                 }
                 if let (Some(limit), Some(admitted)) = (&route.limit, note.admitted) {
                     forward.set_response.push(("ratelimit-policy".into(), refusal::policy(limit.rate())));

@@ -13,7 +13,7 @@ use tokio::net::lookup_host;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use ballet_core::{Chain, Clock};
 use ballet_manifest::{HttpUrl, Jwt, Keys};
@@ -31,9 +31,13 @@ pub(crate) const MISS_WAIT: Duration = Duration::from_secs(2);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest JWKS document, in bytes.
 const MAX_DOCUMENT: usize = 256 << 10;
-/// Rest after a first fetch that failed; doubles to [`MAX_REST`].
+/// Rest after a fetch that failed while no keys are known; doubles to [`MAX_REST`].
 const FIRST_REST: Duration = Duration::from_millis(100);
-const MAX_REST: Duration = Duration::from_secs(5);
+const MAX_REST: Duration = Duration::from_secs(1);
+/// Rest after a fetch that failed while old keys serve on.
+const STALE_REST: Duration = Duration::from_secs(5);
+/// A failure is told when it lasts: the tenth time, then each sixtieth.
+const TOLD: (u32, u32) = (10, 60);
 
 /// One issuer: whose tokens, for whom, and the keys. Lives as long as some plan asks for it, over reloads too.
 pub(crate) struct Issuer {
@@ -112,18 +116,13 @@ impl Issuer {
         });
         let (weak, wake) = (Arc::downgrade(&issuer), issuer.wake.clone());
         let task = tokio::spawn(async move {
-            let mut rest = FIRST_REST;
+            let mut failures = 0u32;
             while let Some(issuer) = weak.upgrade() {
-                let fetched = issuer.refresh(rest).await;
-                let known = issuer.keys.load().is_some();
-                let pause = if fetched {
-                    rest = FIRST_REST;
-                    REFRESH_EVERY
-                } else {
-                    let pause = rest;
-                    rest = (rest * 2).min(MAX_REST);
-                    // Old keys serve on, so there is no hurry.
-                    if known { MAX_REST } else { pause }
+                failures = if issuer.refresh(failures).await { 0 } else { failures.saturating_add(1) };
+                let pause = match (failures, issuer.ready()) {
+                    (0, _) => REFRESH_EVERY,
+                    (_, true) => STALE_REST,
+                    (n, false) => (FIRST_REST * 2u32.pow(n.min(8) - 1)).min(MAX_REST),
                 };
                 // Who sleeps does not hold the issuer: dropping it ends the task at once.
                 drop(issuer);
@@ -187,18 +186,18 @@ impl Issuer {
         self.cache.counts()
     }
 
-    /// Fetches once. `true` if keys came.
-    async fn refresh(&self, rest: Duration) -> bool {
+    /// Fetches once, after so many failures. `true` if keys came.
+    async fn refresh(&self, failures: u32) -> bool {
         self.fetching.lock().unwrap_or_else(PoisonError::into_inner).under_way = true;
         let fetched = self.fetch().await;
         let good = fetched.is_ok();
         match fetched {
             Ok(keys) => self.take_over(keys),
-            // While the system starts, the first tries fail; that is no news.
-            Err(error) if !self.ready() && rest < MAX_REST => {
-                tracing::debug!(issuer = self.jwt.issuer, error = %Chain(&error), "keys cannot be fetched yet");
+            Err(error) if failures == TOLD.0 || failures % TOLD.1 == TOLD.1 - 1 => {
+                warn!(issuer = self.jwt.issuer, known = self.ready(), error = %Chain(&error), "keys cannot be fetched");
             }
-            Err(error) => warn!(issuer = self.jwt.issuer, error = %Chain(&error), "keys cannot be fetched"),
+            // While the system starts, the first tries fail; that is no news.
+            Err(error) => debug!(issuer = self.jwt.issuer, error = %Chain(&error), "keys cannot be fetched yet"),
         }
         self.fetching.lock().unwrap_or_else(PoisonError::into_inner).under_way = false;
         self.ended.send_modify(|count| *count += 1);

@@ -22,6 +22,7 @@
 
 mod access;
 mod access_log;
+mod addresses;
 mod explain;
 mod files;
 mod gateway;

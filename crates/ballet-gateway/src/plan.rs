@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ballet_core::{Classify, Clock, ErrorCode, Retry};
-use ballet_manifest::{Access, Action, Jwt, Keys, Manifest, MergePart, Origin, Route, Template};
+use ballet_manifest::{Access, Action, HttpUrl, Jwt, Keys, Manifest, MergePart, Origin, Route, Template};
 use ballet_proxy::{PolicyTable, Upstream, Upstreams};
 use serde_json::value::RawValue;
 
+use crate::addresses::Addresses;
 use crate::issuer::Issuer;
 use crate::limit::LimitPlan;
 use crate::route::{Pattern, RouteError, RouteTable};
@@ -25,6 +26,12 @@ pub(crate) struct Plan {
     pub(crate) issuers: Vec<Arc<Issuer>>,
     /// Where the gateway should listen; a change needs a restart.
     pub(crate) listen: SocketAddr,
+}
+
+/// Targets that are URLs.
+pub(crate) struct Urls {
+    pub(crate) addresses: Arc<Addresses>,
+    pub(crate) upstreams: Upstreams,
 }
 
 /// One route.
@@ -52,10 +59,22 @@ pub(crate) struct AccessPlan {
 
 /// What becomes of a request. `workflow:`, `topic:` and `migrate:` will stand here; until then they are refused at load.
 pub(crate) enum ActionPlan {
-    Forward { upstream: Arc<Upstream>, rewrite: Option<Template> },
-    Redirect { status: u16, location: Template },
-    Static { dir: Arc<PathBuf> },
-    Merge { parts: Vec<PartPlan> },
+    /// `host`: what goes out as `Host` instead of the client's, for a target that is a URL.
+    Forward {
+        upstream: Arc<Upstream>,
+        rewrite: Option<Template>,
+        host: Option<String>,
+    },
+    Redirect {
+        status: u16,
+        location: Template,
+    },
+    Static {
+        dir: Arc<PathBuf>,
+    },
+    Merge {
+        parts: Vec<PartPlan>,
+    },
 }
 
 /// One key of a merged answer.
@@ -129,16 +148,24 @@ pub fn policy_table(manifest: &Manifest) -> PolicyTable {
     table
 }
 
+impl Urls {
+    pub(crate) fn new(caller: &str, seed: u64) -> Self {
+        let addresses = Arc::new(Addresses::default());
+        Self { upstreams: Upstreams::new(caller, addresses.clone(), PolicyTable::default(), seed), addresses }
+    }
+}
+
 impl Plan {
     /// Compiles what [`check`] found right. Needs a tokio runtime: keys begin to be fetched.
     pub(crate) fn compile(
         manifest: &Manifest,
         checked: Checked,
         upstreams: &Upstreams,
+        urls: &Urls,
         clock: &Arc<dyn Clock>,
         before: Option<&Self>,
     ) -> Self {
-        let mut compiler = Compiler { upstreams, clock, before, issuers: vec![] };
+        let mut compiler = Compiler { upstreams, urls, clock, before, issuers: vec![] };
         let routes = checked.patterns.into_iter().zip(&manifest.gateway.routes);
         let routes = routes.filter_map(|(pattern, route)| compiler.route(pattern, route).map(Arc::new)).collect();
         Self { table: checked.table, routes, issuers: compiler.issuers, listen: manifest.gateway.listen }
@@ -173,6 +200,7 @@ pub(crate) fn check(manifest: &Manifest) -> Result<Checked, LoadError> {
 
 struct Compiler<'a> {
     upstreams: &'a Upstreams,
+    urls: &'a Urls,
     clock: &'a Arc<dyn Clock>,
     before: Option<&'a Plan>,
     issuers: Vec<Arc<Issuer>>,
@@ -189,14 +217,19 @@ impl Compiler<'_> {
         let policy = route.policy.as_deref();
         let action = match &route.action {
             Action::Service { service, rewrite } => {
-                ActionPlan::Forward { upstream: self.upstreams.upstream(service, policy), rewrite: rewrite.clone() }
+                let upstream = self.upstreams.upstream(service, policy);
+                ActionPlan::Forward { upstream, rewrite: rewrite.clone(), host: None }
+            }
+            Action::Url { url, rewrite } => {
+                let upstream = self.urls.upstreams.upstream(&self.urls.addresses.service(url), policy);
+                ActionPlan::Forward { upstream, rewrite: rewrite.clone(), host: Some(authority(url)) }
             }
             Action::Redirect { status, location } => {
                 ActionPlan::Redirect { status: *status, location: location.clone() }
             }
             Action::Static { dir } => ActionPlan::Static { dir: Arc::new(dir.clone()) },
             Action::Merge(parts) => ActionPlan::Merge { parts: parts.iter().map(|part| self.part(part)).collect() },
-            Action::Url { .. } | Action::Workflow(_) | Action::Topic(_) | Action::Migrate(_) => return None,
+            Action::Workflow(_) | Action::Topic(_) | Action::Migrate(_) => return None,
         };
         Some(RoutePlan {
             name: route.name.as_str().into(),
@@ -269,7 +302,8 @@ fn supported(route: &Route) -> Result<(), LoadError> {
                 }
             }
         }
-        Action::Url { .. } => return unsupported("a URL as target"),
+        Action::Url { url, .. } if url.tls => return unsupported("a target behind `https`"),
+        Action::Url { .. } => {}
         Action::Workflow(_) => return unsupported("`workflow:`"),
         Action::Topic(_) => return unsupported("`topic:`"),
         Action::Migrate(_) => return unsupported("`migrate:`"),
@@ -278,6 +312,12 @@ fn supported(route: &Route) -> Result<(), LoadError> {
         Some(access) if !reachable(access) => unsupported("a JWKS document behind `https`"),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Host and port as `Host` has them.
+fn authority(url: &HttpUrl) -> String {
+    let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
+    if url.port == 80 { host } else { format!("{host}:{}", url.port) }
 }
 
 fn reachable(access: &Access) -> bool {

@@ -370,7 +370,7 @@ pub static CODES: &[CodeEntry] = &[
     row(
         "GW021",
         "the route's target is not built in yet",
-        "`workflow:`, `topic:` and `migrate:` targets, and `https` addresses, are not served by this version.",
+        "`workflow:`, `topic:` and `migrate:` targets, and addresses behind `https`, are not served by this version.",
         "Use a service as target.",
     ),
     row(

@@ -316,6 +316,10 @@ impl RouteTable {
 
     /// Finds the route of a request. The path is in its one spelling and has no query.
     pub(crate) fn find(&self, method: &str, path: &str) -> Found {
+        if !path.starts_with('/') {
+            // `OPTIONS *` is about the server, not about a path.
+            return Found::Nothing;
+        }
         let mut search = Search {
             path,
             slot: slot(method),

@@ -54,7 +54,9 @@ async fn requests_go_where_the_routes_say() {
     GET /orders/{id}: orders
     GET /old/{id}: { to: \"catalog:/products/${path.id}\" }
     GET /moved/**: { redirect: \"/products/${path.**}\" }
+    GET /away/**: \"http://AWAY/other/${path.**}\"
 ";
+    let routes = &routes.replace("AWAY", &orders.address.to_string());
     let rig = Rig::start(routes, &[("catalog", catalog.address), ("orders", orders.address)]);
 
     let answer = rig.get("/products/cup?full=1", &["x-forwarded-for: 9.9.9.9"]).await;
@@ -81,6 +83,10 @@ async fn requests_go_where_the_routes_say() {
     let moved = rig.get("/moved/a/b", &[]).await;
     assert_eq!((moved.status(), moved.header("location")), (307, Some("/products/a/b")));
 
+    assert_eq!(rig.get("/away/a/b?q=1", &[]).await.status(), 200);
+    let seen = orders.last();
+    assert_eq!((seen.target(), seen.header("host")), ("/other/a/b?q=1", Some(&*orders.address.to_string())));
+
     let calls = catalog.count() + orders.count();
     let nowhere = rig.get("/nowhere", &[]).await;
     assert_eq!((nowhere.status(), code(&nowhere).as_str()), (404, "GW002"));
@@ -90,13 +96,13 @@ async fn requests_go_where_the_routes_say() {
     assert_eq!(catalog.count() + orders.count(), calls);
 
     let lines = rig.lines().await;
-    assert_eq!(lines.len(), 9);
+    assert_eq!(lines.len(), 10);
     assert_eq!(lines[0]["route"], "GET /products/**");
     assert_eq!((&lines[0]["reason"], &lines[0]["upstream"]), (&json!("forwarded"), &json!("catalog")));
     assert_eq!((&lines[0]["attempts"], &lines[0]["status"]), (&json!(1), &json!(200)));
     assert_eq!(lines[0]["path"], "/products/cup", "queries may hold secrets");
-    assert_eq!((&lines[7]["reason"], &lines[7]["code"]), (&json!("no route"), &json!("GW002")));
-    assert_eq!(lines[7]["traceId"], nowhere.json()["traceId"]);
+    assert_eq!((&lines[8]["reason"], &lines[8]["code"]), (&json!("no route"), &json!("GW002")));
+    assert_eq!(lines[8]["traceId"], nowhere.json()["traceId"]);
 }
 
 #[tokio::test]
@@ -249,6 +255,12 @@ async fn keys_rotate_without_a_refused_request_and_without_a_storm_of_fetches() 
     let ended = rig.get("/orders", &[&old]).await;
     assert_eq!((ended.status(), code(&ended).as_str()), (401, "GW005"));
     assert_eq!(rig.get("/orders", &[&new]).await.status(), 200);
+
+    // Old keys serve on while nobody can be asked, and over a reload.
+    rig.places.set(&[("orders", orders.address)]);
+    rig.gateway.reload(&rig.manifest("    GET /orders: { to: orders, access: user }\n    GET /x: orders\n")).unwrap();
+    assert_eq!(rig.get("/orders", &[&new]).await.status(), 200);
+    assert_eq!(rig.get("/orders", &[&token(&second)]).await.status(), 200);
 }
 
 #[tokio::test]

@@ -49,6 +49,7 @@ fn the_most_specific_route_wins() {
         ("CONNECT", "/orders/7", "405 GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
         ("get", "/", "405 GET, HEAD"),
         ("GET", "/dir", "404"),
+        ("OPTIONS", "*", "404"),
         ("GET", "/a//c", "404"),
         ("GET", "/ORDERS", "404"),
         ("GET", "/ordersx", "404"),
