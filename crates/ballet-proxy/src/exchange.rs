@@ -62,7 +62,7 @@ pub(crate) fn head(
             || name.eq_ignore_ascii_case("expect")
             || h1::hop_by_hop(name.as_bytes());
         let ours = name.eq_ignore_ascii_case(headers::TIMEOUT) || name.eq_ignore_ascii_case(headers::CALLER);
-        if !framing && !(ours && on_behalf.is_some()) {
+        if !(framing || (ours && on_behalf.is_some())) {
             let _ = write!(head, "{name}: {value}\r\n");
         }
     }

@@ -433,3 +433,72 @@ fn is_other_version(bytes: &[u8]) -> bool {
         && matches!(version, Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
             if major.is_ascii_digit() && minor.is_ascii_digit())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Option<RequestHead>, Refusal> {
+        let mut head = RequestHead::default();
+        Ok(head.parse(text.as_bytes(), Paths::Strict)?.map(|_| head))
+    }
+
+    #[test]
+    fn filters_see_one_clear_request() {
+        let head = parse("GET http://A.test:80?q=1 HTTP/1.1\r\nHost: a.test:80\r\nX-A:  1 \r\nx-a: 2\r\nX-E: \r\n\r\n")
+            .unwrap()
+            .unwrap();
+        let view = head.view();
+        assert_eq!((view.method(), view.path(), view.query(), view.host()), ("GET", "/", Some("q=1"), "a.test:80"));
+        assert_eq!((view.header("X-a"), view.header("x-e"), view.header("x-n")), (Some("1"), Some(""), None));
+        assert_eq!(view.headers().count(), 4);
+        assert_eq!((view.framing(), view.is_websocket(), head.keep_alive()), (Framing::None, false, true));
+        let head = parse("OPTIONS * HTTP/1.1\r\nHost: [::1]:8080\r\nConnection: X-Hop, close\r\nX-Hop: 1\r\n\r\n")
+            .unwrap()
+            .unwrap();
+        assert_eq!((head.view().path(), head.view().host(), head.keep_alive()), ("*", "[::1]:8080", false));
+        assert_eq!(head.forwarded().count(), 1, "what Connection names stays here");
+        let upgrade = "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n";
+        for (request, is) in [("GET / HTTP/1.1", true), ("POST / HTTP/1.1", false), ("GET / HTTP/1.0", false)] {
+            let head = parse(&format!("{request}\r\nHost: a\r\n{upgrade}\r\n")).unwrap().unwrap();
+            assert_eq!(head.view().is_websocket(), is, "{request}");
+        }
+    }
+
+    #[test]
+    fn a_head_may_come_in_any_pieces() {
+        let text = "GET /a HTTP/1.1\r\nHost: a.test\r\nX-A: 1\r\n\r\n";
+        for end in 0..text.len() {
+            assert!(parse(&text[..end]).unwrap().is_none(), "{end}");
+        }
+        assert!(parse(text).unwrap().is_some());
+        // Limits hold before the end is seen.
+        let refused = |text: &str| parse(text).err().map(|refusal| refusal.status);
+        assert_eq!(refused(&format!("GET /{}", "a".repeat(9000))), Some(414));
+        assert_eq!(refused(&format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(MAX_HEAD))), Some(431));
+    }
+
+    proptest! {
+        /// No bytes make the parser panic, and what it accepts has one host, one framing and a clean path.
+        #[test]
+        fn any_bytes_are_judged(noise in prop::collection::vec(any::<u8>(), 0..40), at in 0usize..80) {
+            let mut bytes = b"POST /a/b?c HTTP/1.1\r\nHost: a.test\r\nContent-Length: 3\r\nConnection: x\r\n\r\n".to_vec();
+            let at = at.min(bytes.len());
+            bytes.splice(at..at, noise);
+            for paths in [Paths::Strict, Paths::AsIs] {
+                let mut head = RequestHead::default();
+                if let Ok(Some(length)) = head.parse(&bytes, paths) {
+                    prop_assert!(bytes[..length].ends_with(b"\r\n\r\n"));
+                    let view = head.view();
+                    prop_assert!(!view.method().is_empty() && !view.path().is_empty());
+                    prop_assert!(view.path().bytes().all(|b| b.is_ascii_graphic()));
+                    for (name, value) in head.forwarded() {
+                        prop_assert!(token(name) && super::super::writable(value));
+                    }
+                }
+            }
+        }
+    }
+}

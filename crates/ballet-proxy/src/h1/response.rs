@@ -112,8 +112,8 @@ impl ResponseHead {
     pub fn forwarded<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         self.fields.iter().filter_map(|field| {
             let name = field.name(bytes);
-            (!hop_by_hop(name) && !(self.connection && self.named_by_connection(name, bytes)))
-                .then(|| (name, field.value(bytes)))
+            let stays = hop_by_hop(name) || (self.connection && self.named_by_connection(name, bytes));
+            (!stays).then(|| (name, field.value(bytes)))
         })
     }
 

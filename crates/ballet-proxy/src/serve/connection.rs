@@ -5,35 +5,34 @@
 //!        ◀──out─── answer's head ◀──back────── service        (download: back ─▶ out ─▶ client)
 //! ```
 
-use std::io::{self, Write as _};
+mod forward;
+mod heads;
+
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use ballet_core::{Deadline, TraceContext, headers};
-use ballet_resilience::{Outcome, Until};
+use ballet_core::{Problem, TraceContext, headers};
 
 use crate::CallError;
 use crate::buffer::Buffer;
 use crate::fleet::Endpoint;
-use crate::h1::chunks::{Chunks, Piece};
+use crate::h1::chunks::Chunks;
 use crate::h1::request::{Refusal, RequestHead};
 use crate::h1::response::ResponseHead;
-use crate::h1::{Framing, is, put, put_chunk, put_number};
-use crate::serve::answer::put_connection;
-use crate::serve::edits::may_set;
-use crate::serve::relay::{Downstream, Downward, Pace, TOO_LARGE, Upward, broken, left, recode, upload, write_within};
+use crate::h1::{Framing, MAX_TARGET, put_chunk};
+use crate::serve::relay::{Pace, TOO_LARGE, Upward, broken, left, recode, write_within};
 use crate::serve::server::Shared;
-use crate::serve::{Answer, AnswerBody, Context, End, Exchange, Failure, Forward, Handler, MAX_WAITS, Verdict};
-use crate::upstreams::{Upstream, is_idempotent, is_passing, outcome_of};
+use crate::serve::{Answer, AnswerBody, Context, End, Exchange, Handler, MAX_WAITS, Verdict};
+use crate::upstreams::Upstream;
 
 /// An idle connection keeps its buffers so long; then they are given back.
 const KEEP_BUFFERS: Duration = Duration::from_secs(1);
@@ -44,8 +43,6 @@ const DISCARD: u64 = 64 << 10;
 /// When the connection cannot be kept, what the client still sends is dropped for so long, so that it can read the
 /// answer before it hears of the end.
 const LINGER: Duration = Duration::from_secs(2);
-/// Width of the number in `ballet-timeout-ms`, so that a retry can write it anew in place.
-const TIMEOUT_WIDTH: usize = 10;
 
 struct Connection<H> {
     stream: TcpStream,
@@ -97,65 +94,6 @@ struct Record {
     endpoint: Option<Arc<Endpoint>>,
     error: Option<CallError>,
     end: End,
-}
-
-/// The body that goes out with an attempt.
-enum Upload {
-    /// It stands in `out` already, or there is none.
-    Done,
-    Memory(Bytes),
-    Client(Framing),
-}
-
-/// Why an attempt gave the client nothing, or not all.
-enum Trouble {
-    /// No answer came. Nothing was written to the client.
-    Call(CallError),
-    /// The answer was a passing failure and another attempt is granted. Nothing was written to the client.
-    Passing,
-    /// The request turned out to be bad. Nothing was written to the client.
-    Refused(Refusal),
-    ClientLeft,
-    /// The answer broke off in its midst.
-    Cut(CallError),
-}
-
-/// What stays the same over a request's attempts, or nearly.
-struct Setting<'a> {
-    plan: &'a Forward,
-    upload: &'a Upload,
-    /// When the answer's head must be there.
-    until: Until,
-    began: Instant,
-    /// Where the time left stands in `out`.
-    timeout_field: usize,
-    /// Whether the request may be sent twice and can be.
-    replayable: bool,
-    may_retry: bool,
-}
-
-/// One attempt's facts, for the breaker and the balancer.
-#[derive(Default)]
-struct Facts {
-    sent: bool,
-    /// When the answer's head had come, and its status.
-    head: Option<(Instant, u16)>,
-}
-
-/// An attempt that gave the client an answer.
-struct Done {
-    next: Next,
-    /// The connection, if it can be kept or has become a tunnel.
-    stream: Option<TcpStream>,
-    switched: bool,
-}
-
-/// What becomes of the connection to the service.
-#[derive(Clone, Copy)]
-enum Afterwards {
-    Keep,
-    Drop,
-    Tunnel,
 }
 
 /// Serves one connection to its end.
@@ -255,8 +193,7 @@ impl<H: Handler> Connection<H> {
             }
             // A head that drips in is not read from its start for each byte.
             let data = self.input.data();
-            worth_a_look =
-                memchr::memchr(b'\n', &data[had.min(data.len())..]).is_some() || data.len() > crate::h1::MAX_TARGET;
+            worth_a_look = memchr::memchr(b'\n', &data[had.min(data.len())..]).is_some() || data.len() > MAX_TARGET;
         }
     }
 
@@ -309,9 +246,11 @@ impl<H: Handler> Connection<H> {
             Context { peer: self.peer, client: self.peer.ip().to_canonical(), secure: false, trace, parent, began };
         if self.is_trusted(context.client) {
             context.secure = head.header("x-forwarded-proto") == Some("https");
-            // From the right: the last address that is not a trusted proxy's own.
-            for address in head.header("x-forwarded-for").unwrap_or("").rsplit(',') {
-                let Ok(address) = address.trim().parse::<IpAddr>() else { break };
+            // From the right: the last address that is not a trusted proxy's own. Several lines count as one.
+            let lines = head.headers().filter(|(name, _)| name.eq_ignore_ascii_case("x-forwarded-for"));
+            let mut chain: Vec<&str> =
+                lines.flat_map(|(_, value)| std::str::from_utf8(value).unwrap_or("").split(',')).collect();
+            while let Some(Ok(address)) = chain.pop().map(|address| address.trim().parse::<IpAddr>()) {
                 context.client = address;
                 if !self.is_trusted(address) {
                     break;
@@ -336,7 +275,7 @@ impl<H: Handler> Connection<H> {
                 Verdict::Forward(forward) => return self.forward(forward, body, context, note, record).await,
                 Verdict::Answer(answer) => return self.answer(answer, record).await,
                 Verdict::Wait(_) if waits == MAX_WAITS => {
-                    let problem = ballet_core::Problem::new(500, "the request waited too often").code("PX011");
+                    let problem = Problem::new(500, "the request waited too often").code("PX011");
                     return self.answer(Answer::problem(&problem), record).await;
                 }
                 Verdict::Wait(wait) => {
@@ -475,7 +414,7 @@ impl<H: Handler> Connection<H> {
 
     async fn stream_answer(
         &mut self,
-        pieces: &mut tokio::sync::mpsc::Receiver<io::Result<Bytes>>,
+        pieces: &mut mpsc::Receiver<io::Result<Bytes>>,
         bodiless: bool,
         old: bool,
         record: &mut Record,
@@ -536,630 +475,5 @@ impl<H: Handler> Connection<H> {
             }
         };
         let _ = timeout(LINGER, rest).await;
-    }
-
-    // ---- forwarding ----
-
-    async fn forward(
-        &mut self,
-        plan: Forward,
-        body: Option<Bytes>,
-        context: &Context,
-        note: &mut H::Note,
-        record: &mut Record,
-    ) -> Next {
-        record.upstream = Some(plan.upstream.clone());
-        match self.try_forward(&plan, body, context, record).await {
-            Ok(next) => next,
-            Err(Trouble::ClientLeft) => {
-                (record.status, record.end) = (499, End::ClientLeft);
-                Next::Close
-            }
-            Err(Trouble::Refused(refusal)) => {
-                self.pending = Pending::Rest;
-                self.answer(Answer::refusal(&refusal), record).await
-            }
-            Err(Trouble::Cut(error)) => {
-                (record.error, record.end) = (Some(error), End::Cut);
-                // HTTP/1.0 knows no other end of a body without length than the connection's.
-                if self.head.is_old() { Next::Reset } else { Next::Close }
-            }
-            // A passing failure is only taken for one when another attempt follows.
-            Err(Trouble::Passing) => self.fail(CallError::TimedOut { sent: true }, &plan, context, note, record).await,
-            Err(Trouble::Call(error)) => self.fail(error, &plan, context, note, record).await,
-        }
-    }
-
-    async fn fail(
-        &mut self,
-        error: CallError,
-        plan: &Forward,
-        context: &Context,
-        note: &mut H::Note,
-        record: &mut Record,
-    ) -> Next {
-        let policy = plan.upstream.policy();
-        let (head, service) = (self.head.view(), plan.upstream.service());
-        let failure = Failure { head, context, error: &error, service, policy: &policy };
-        let answer = self.shared.handler.failed(&failure, note);
-        record.error = Some(error);
-        self.answer(answer, record).await
-    }
-
-    async fn try_forward(
-        &mut self,
-        plan: &Forward,
-        body: Option<Bytes>,
-        context: &Context,
-        record: &mut Record,
-    ) -> Result<Next, Trouble> {
-        if let Pending::All(Framing::Length(n)) = self.pending
-            && n > plan.max_body
-        {
-            return Err(Trouble::Refused(TOO_LARGE));
-        }
-        let upstream = &*plan.upstream;
-        let rules = upstream.rules();
-        let (policy, bulkhead) = (rules.policy.clone(), rules.bulkhead.clone());
-        drop(rules);
-        let deadline = self.head.view().header(headers::TIMEOUT).and_then(Deadline::parse);
-        let until = Until::new(plan.timeout.unwrap_or(policy.timeout), deadline, context.began);
-        let mut place = Some(match bulkhead.try_enter() {
-            Some(place) => place,
-            None => {
-                let full = |_| Trouble::Call(CallError::BulkheadFull);
-                bulkhead.enter(until.left(Instant::now())).await.map_err(full)?
-            }
-        });
-        let timeout_field = self.put_request(plan, body.as_ref(), context).map_err(Trouble::Call)?;
-        let upload = self.put_body(plan, body, record)?;
-        let streams = matches!(upload, Upload::Client(_));
-        let replayable = !streams && (plan.replay || is_idempotent(self.head.view().method()));
-        upstream.rules().budget.note_call(context.began);
-        let mut tried = vec![];
-        let mut retries = 0;
-        let mut last = None;
-        loop {
-            let attempt = match upstream.attempt(&tried, until).await {
-                Ok(attempt) => attempt,
-                // What an earlier attempt met says more than that there was no further one.
-                Err(error) => return Err(Trouble::Call(last.unwrap_or(error))),
-            };
-            record.attempts += 1;
-            record.endpoint = Some(attempt.endpoint.clone());
-            let may_retry = retries < policy.retry.max;
-            let setting =
-                Setting { plan, upload: &upload, until, began: context.began, timeout_field, replayable, may_retry };
-            let mut facts = Facts::default();
-            let result = self.attempt(&attempt.endpoint, &setting, &mut facts, record).await;
-            let now = Instant::now();
-            let (address, endpoint) = (attempt.endpoint.address, attempt.endpoint.clone());
-            match (&result, facts.head) {
-                // A client's fault says nothing of the service: the permit counts for nothing.
-                (Err(Trouble::Refused(_) | Trouble::ClientLeft), None) => drop(attempt),
-                (Err(Trouble::Call(_) | Trouble::Cut(_)), _) | (_, None) => {
-                    upstream.settle(attempt, Outcome::Failure, now)
-                }
-                (_, Some((at, status))) => upstream.settle(attempt, outcome_of(status), at),
-            }
-            let error = match result {
-                Ok(Done { next, stream: Some(stream), switched: true }) => {
-                    // A tunnel may last for days: it takes no place from ordinary calls.
-                    drop(place.take());
-                    return Ok(self.tunnel(stream, next, record).await);
-                }
-                Ok(Done { next, stream, switched: _ }) => {
-                    if let Some(stream) = stream {
-                        endpoint.keep(stream, now);
-                    }
-                    return Ok(next);
-                }
-                Err(Trouble::Passing) => None,
-                Err(Trouble::Call(error)) => Some(error),
-                Err(trouble) => return Err(trouble),
-            };
-            let rest = upstream.rules().backoff.rest(retries + 1, &mut upstream.fleet().rng());
-            if let Some(error) = error {
-                let again = match &error {
-                    // Nothing of a body that comes from the client is used before the connection stands.
-                    CallError::Connect(_) => true,
-                    CallError::Lost(_) | CallError::Malformed(_) => replayable,
-                    CallError::NoInstance
-                    | CallError::BreakerOpen { .. }
-                    | CallError::BulkheadFull
-                    | CallError::TimedOut { .. }
-                    | CallError::TooLarge
-                    | CallError::Invalid(_) => false,
-                };
-                if !again || !may_retry || until.passed(now + rest) || !upstream.rules().budget.take(now) {
-                    return Err(Trouble::Call(error));
-                }
-                last = Some(error);
-            }
-            retries += 1;
-            tried.push(address);
-            upstream.note_retry();
-            sleep(rest).await;
-        }
-    }
-
-    /// One attempt with one instance, on a connection that was kept or on a new one.
-    async fn attempt(
-        &mut self,
-        endpoint: &Endpoint,
-        setting: &Setting<'_>,
-        facts: &mut Facts,
-        record: &mut Record,
-    ) -> Result<Done, Trouble> {
-        let now = Instant::now();
-        self.put_timeout(setting.timeout_field, setting.until.to_header(now));
-        let streams = matches!(setting.upload, Upload::Client(_));
-        loop {
-            // Where a stale connection could not be made good, the kernel is asked first.
-            let (mut stream, reused) = match endpoint.take(!setting.replayable, now) {
-                Some(stream) => (stream, true),
-                None => match timeout_at(setting.until.instant(), endpoint.connect()).await {
-                    Ok(Ok(stream)) => (stream, false),
-                    Ok(Err(error)) => return Err(Trouble::Call(CallError::Connect(error))),
-                    Err(_) => return Err(Trouble::Call(CallError::TimedOut { sent: false })),
-                },
-            };
-            if streams && self.head.expects_continue() {
-                self.say_continue().await.map_err(|_| Trouble::ClientLeft)?;
-            }
-            self.back.clear();
-            match self.perform(&mut stream, setting, facts, record).await {
-                // Closed under us: that was no attempt. A new connection tells whether the instance lives.
-                Err(Trouble::Call(CallError::Lost(_)))
-                    if reused && !streams && facts.head.is_none() && (setting.replayable || !facts.sent) =>
-                {
-                    facts.sent = false;
-                }
-                Err(trouble) => return Err(trouble),
-                Ok((next, Afterwards::Keep)) => return Ok(Done { next, stream: Some(stream), switched: false }),
-                Ok((next, Afterwards::Drop)) => return Ok(Done { next, stream: None, switched: false }),
-                Ok((next, Afterwards::Tunnel)) => return Ok(Done { next, stream: Some(stream), switched: true }),
-            }
-        }
-    }
-
-    /// One exchange on one connection.
-    async fn perform(
-        &mut self,
-        upstream: &mut TcpStream,
-        setting: &Setting<'_>,
-        facts: &mut Facts,
-        record: &mut Record,
-    ) -> Result<(Next, Afterwards), Trouble> {
-        let lost = |error| Trouble::Call(CallError::Lost(error));
-        let limit = setting.until.instant();
-        match timeout_at(limit, send(upstream, &self.out, &mut facts.sent)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) if !facts.sent => return Err(lost(error)),
-            // What was taken may have been enough for an answer.
-            Ok(Err(_)) => {}
-            Err(_) => return Err(Trouble::Call(CallError::TimedOut { sent: facts.sent })),
-        }
-        let draining = self.draining();
-        let Self { stream: client, shared, input, head, out, scratch, back, answer, pending, .. } = self;
-        let config = &shared.config;
-        let (mut client_read, mut client_write) = client.split();
-        let (mut upstream_read, mut upstream_write) = upstream.split();
-        let (received, sent) = (AtomicU64::new(0), AtomicU64::new(0));
-        // Whether the answer's head has come, and whether a byte of it went to the client.
-        let (headed, answered) = (AtomicBool::new(false), AtomicBool::new(false));
-        let mut uploaded = true;
-        let is_head = head.view().method() == "HEAD";
-        let result = {
-            let mut download = pin!(async {
-                read_answer(answer, back, &mut upstream_read, is_head).await.map_err(Trouble::Call)?;
-                headed.store(true, Ordering::Relaxed);
-                let now = Instant::now();
-                facts.head = Some((now, answer.status));
-                if answer.status == 101 {
-                    if !(setting.plan.websocket && head.view().is_websocket()) {
-                        return Err(Trouble::Call(CallError::Malformed("it switches protocols unasked".into())));
-                    }
-                    out.clear();
-                    answer.put_switch(back.data(), out);
-                    back.eat(answer.length);
-                    let written = write_within(&mut client_write, out, config.write).await;
-                    return written.map(|()| (Next::Close, Afterwards::Tunnel)).map_err(|_| Trouble::ClientLeft);
-                }
-                if is_passing(answer.status) && setting.may_pass(now) {
-                    return Err(Trouble::Passing);
-                }
-                let framing = answer.framing.unwrap_or(Framing::Close);
-                let old = head.is_old();
-                let unknown = matches!(framing, Framing::Chunked | Framing::Close);
-                let close = !head.keep_alive() || draining || (old && unknown);
-                out.clear();
-                put_answer(answer, back.data(), setting.plan, out, unknown && !old, close, old);
-                let events =
-                    answer.header(back.data(), b"content-type").is_some_and(|t| t.starts_with(b"text/event-stream"));
-                back.eat(answer.length);
-                answered.store(true, Ordering::Relaxed);
-                let pause = (!events).then_some(config.upstream);
-                let relay = Downstream { framing, as_chunks: unknown && !old, pause, write: config.write };
-                match relay.relay(back, &mut upstream_read, &mut client_write, out, &sent).await {
-                    Ok(()) => {}
-                    Err(Downward::ClientLeft) => return Err(Trouble::ClientLeft),
-                    Err(Downward::Upstream(error)) => return Err(Trouble::Cut(CallError::Lost(error))),
-                }
-                let afterwards = if answer.keep_alive && back.is_empty() { Afterwards::Keep } else { Afterwards::Drop };
-                Ok((if close { Next::Close } else { Next::Request }, afterwards))
-            });
-            // First the request's body, while an answer may already come.
-            let mut early = None;
-            let mut answer_by = limit;
-            if !matches!(setting.upload, Upload::Done) {
-                uploaded = false;
-                let mut uploading = pin!(async {
-                    match setting.upload {
-                        Upload::Done => Ok(()),
-                        Upload::Memory(bytes) => upstream_write.write_all(bytes).await.map_err(|_| Upward::Upstream),
-                        Upload::Client(framing) => {
-                            let (pace, max) = (Pace::new(config.body), setting.plan.max_body);
-                            let write = &mut upstream_write;
-                            upload(*framing, input, &mut client_read, write, scratch, pace, max, &received).await
-                        }
-                    }
-                });
-                tokio::select! {
-                    biased;
-                    result = &mut download => early = Some(result),
-                    result = &mut uploading => match result {
-                        Ok(()) => uploaded = true,
-                        // It does not want more; what it says is still to be read.
-                        Err(Upward::Upstream) => {}
-                        Err(Upward::ClientLeft) => early = Some(Err(Trouble::ClientLeft)),
-                        Err(Upward::Client(refusal)) => early = Some(Err(Trouble::Refused(refusal))),
-                    },
-                }
-                // The service's time begins when it has the whole request.
-                answer_by = answer_by.max(Instant::now() + setting.until.left(setting.began));
-            }
-            match early {
-                Some(result) => result,
-                None => {
-                    let mut timer = pin!(sleep_until(answer_by));
-                    let mut timing = true;
-                    loop {
-                        tokio::select! {
-                            biased;
-                            result = &mut download => break result,
-                            () = left(input, &mut client_read), if uploaded => break Err(Trouble::ClientLeft),
-                            () = &mut timer, if timing => {
-                                if !headed.load(Ordering::Relaxed) {
-                                    break Err(Trouble::Call(CallError::TimedOut { sent: true }));
-                                }
-                                timing = false;
-                            }
-                        }
-                    }
-                }
-            }
-        };
-        record.received += received.into_inner();
-        record.sent = sent.into_inner();
-        if matches!(setting.upload, Upload::Client(_)) {
-            *pending = if uploaded { Pending::Nothing } else { Pending::Rest };
-        }
-        if let Some((_, status)) = facts.head {
-            record.status = status;
-        }
-        match result {
-            Ok((_, Afterwards::Keep | Afterwards::Drop)) if !uploaded => {
-                let next = if *pending == Pending::Rest { Next::Linger } else { Next::Request };
-                Ok((next, Afterwards::Drop))
-            }
-            Err(Trouble::Refused(_)) if answered.into_inner() => {
-                Err(Trouble::Cut(CallError::Lost(io::ErrorKind::InvalidData.into())))
-            }
-            result => result,
-        }
-    }
-
-    /// Two byte streams, side by side, until both have ended.
-    async fn tunnel(&mut self, mut upstream: TcpStream, next: Next, record: &mut Record) -> Next {
-        record.end = End::Tunnel;
-        let early = self.input.data();
-        if !early.is_empty() && upstream.write_all(early).await.is_err() {
-            return next;
-        }
-        record.received += early.len() as u64;
-        self.input.clear();
-        let late = self.back.data();
-        if !late.is_empty() && self.stream.write_all(late).await.is_err() {
-            return next;
-        }
-        record.sent += late.len() as u64;
-        self.release();
-        if let Ok((up, down)) = copy_bidirectional(&mut self.stream, &mut upstream).await {
-            record.received += up;
-            record.sent += down;
-        }
-        next
-    }
-
-    // ---- writing heads ----
-
-    /// Writes the request's head to `out`; says where the time left stands in it.
-    fn put_request(&mut self, plan: &Forward, body: Option<&Bytes>, context: &Context) -> Result<usize, CallError> {
-        let (head, config, out) = (&self.head, &self.shared.config, &mut self.out);
-        let view = head.view();
-        let trusted = self.shared.config.trusted.iter().any(|network| network.contains(context.peer.ip()));
-        out.clear();
-        out.extend_from_slice(view.method().as_bytes());
-        out.push(b' ');
-        match &plan.target {
-            Some(target) => {
-                if !target.starts_with('/') || !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
-                    return Err(CallError::Invalid("the rewritten path holds a forbidden character".into()));
-                }
-                out.extend_from_slice(target.as_bytes());
-            }
-            None => {
-                out.extend_from_slice(view.path().as_bytes());
-                if let Some(query) = view.query() {
-                    out.push(b'?');
-                    out.extend_from_slice(query.as_bytes());
-                }
-            }
-        }
-        out.extend_from_slice(b" HTTP/1.1\r\n");
-        let sets = |name: &[u8]| plan.set.iter().any(|(set, _)| is(name, set.as_bytes()));
-        let edits = plan.request.as_deref();
-        let (mut proto, mut host) = (!config.forwarded, !config.forwarded);
-        for (name, value) in head.forwarded() {
-            let ours = match name.len() {
-                11 => is(name, headers::TRACEPARENT.as_bytes()),
-                13 => is(name, headers::CALLER.as_bytes()),
-                14 => is(name, b"content-length") && body.is_some(),
-                17 => is(name, headers::TIMEOUT.as_bytes()),
-                _ => false,
-            };
-            if ours
-                || edits.is_some_and(|e| e.drops(name) && !is(name, b"content-length"))
-                || (!plan.set.is_empty() && sets(name))
-            {
-                continue;
-            }
-            if config.forwarded {
-                match standing(name) {
-                    Standing::Ordinary => {}
-                    Standing::Chain => continue,
-                    _ if !trusted => continue,
-                    Standing::Proto => proto = true,
-                    Standing::Host => host = true,
-                    Standing::Word => {}
-                }
-            }
-            put(out, name, value);
-        }
-        if view.host().is_empty() && !sets(b"host") {
-            put(out, b"host", plan.upstream.service().as_str().as_bytes());
-        }
-        if let Some(edits) = edits {
-            out.extend_from_slice(edits.lines());
-        }
-        for (name, value) in &plan.set {
-            if !may_set(name.as_bytes(), value.as_bytes()) {
-                return Err(CallError::Invalid(format!("the header `{}` cannot be set", name.escape_debug())));
-            }
-            put(out, name.as_bytes(), value.as_bytes());
-        }
-        // Writing to a vector cannot fail.
-        if config.forwarded {
-            out.extend_from_slice(b"x-forwarded-for: ");
-            if trusted && let Some(chain) = view.raw_header("x-forwarded-for") {
-                out.extend_from_slice(chain);
-                out.extend_from_slice(b", ");
-            }
-            let _ = write!(out, "{}\r\n", context.peer.ip().to_canonical());
-        }
-        if !proto {
-            put(out, b"x-forwarded-proto", if context.secure { b"https" } else { b"http" });
-        }
-        if !host && !view.host().is_empty() {
-            put(out, b"x-forwarded-host", view.host().as_bytes());
-        }
-        let _ = write!(out, "{}: {}\r\n", headers::TRACEPARENT, context.trace);
-        put(out, headers::CALLER.as_bytes(), plan.upstream.caller().as_bytes());
-        if plan.websocket && view.is_websocket() {
-            out.extend_from_slice(b"connection: Upgrade\r\nupgrade: websocket\r\n");
-        }
-        match body {
-            Some(body) => {
-                out.extend_from_slice(b"content-length: ");
-                put_number(out, body.len() as u64);
-                out.extend_from_slice(b"\r\n");
-            }
-            None if head.framing() == Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-            None => {}
-        }
-        out.extend_from_slice(headers::TIMEOUT.as_bytes());
-        out.extend_from_slice(b": ");
-        let at = out.len();
-        out.extend_from_slice(&[b' '; TIMEOUT_WIDTH]);
-        out.extend_from_slice(b"\r\n\r\n");
-        Ok(at)
-    }
-
-    /// Writes the time left in its place; blanks before a value are allowed.
-    fn put_timeout(&mut self, at: usize, left: Deadline) {
-        let left = left.left().as_millis().min(9_999_999_999);
-        let mut place = &mut self.out[at..at + TIMEOUT_WIDTH];
-        let _ = write!(place, "{left:>TIMEOUT_WIDTH$}");
-    }
-
-    /// Puts a body that is here already behind the head.
-    fn put_body(&mut self, plan: &Forward, body: Option<Bytes>, record: &mut Record) -> Result<Upload, Trouble> {
-        if let Some(body) = body {
-            if body.len() > WITH_HEAD {
-                return Ok(Upload::Memory(body));
-            }
-            self.out.extend_from_slice(&body);
-            return Ok(Upload::Done);
-        }
-        let Pending::All(framing) = self.pending else { return Ok(Upload::Done) };
-        match framing {
-            Framing::Length(n) if n <= WITH_HEAD as u64 && self.input.len() as u64 >= n => {
-                self.out.extend_from_slice(&self.input.data()[..n as usize]);
-                self.input.eat(n as usize);
-                record.received = n;
-            }
-            Framing::Chunked if self.input.len() <= WITH_HEAD => {
-                let mark = self.out.len();
-                let Some((used, bytes)) = recode_whole(self.input.data(), &mut self.out).map_err(Trouble::Refused)?
-                else {
-                    self.out.truncate(mark);
-                    return Ok(Upload::Client(framing));
-                };
-                self.input.eat(used);
-                record.received = bytes;
-                if bytes > plan.max_body {
-                    return Err(Trouble::Refused(TOO_LARGE));
-                }
-            }
-            Framing::None | Framing::Length(_) | Framing::Chunked | Framing::Close => {
-                return Ok(Upload::Client(framing));
-            }
-        }
-        self.pending = Pending::Nothing;
-        Ok(Upload::Done)
-    }
-}
-
-impl Setting<'_> {
-    /// Whether an answer that says "not now" may be dropped for another attempt; takes it out of the budget.
-    fn may_pass(&self, now: Instant) -> bool {
-        let rules = self.plan.upstream.rules();
-        let longest = rules.backoff.cap(u32::MAX);
-        self.replayable && self.may_retry && !self.until.passed(now + longest) && rules.budget.take(now)
-    }
-}
-
-/// Writes all; `sent` becomes true with the first byte that the kernel took.
-async fn send(stream: &mut TcpStream, mut bytes: &[u8], sent: &mut bool) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match stream.write(bytes).await? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            n => bytes = &bytes[n..],
-        }
-        *sent = true;
-    }
-    Ok(())
-}
-
-/// Reads an answer's head; drops 1xx, but 101.
-async fn read_answer<R: tokio::io::AsyncRead + Unpin>(
-    answer: &mut ResponseHead,
-    back: &mut Buffer,
-    read: &mut R,
-    is_head: bool,
-) -> Result<(), CallError> {
-    loop {
-        if !back.is_empty() {
-            let malformed = |error: crate::h1::response::BadResponse| CallError::Malformed(error.to_string());
-            if answer.parse(back.data(), is_head).map_err(malformed)? {
-                if answer.status >= 200 || answer.status == 101 {
-                    return Ok(());
-                }
-                back.eat(answer.length);
-                continue;
-            }
-        }
-        match back.fill(read).await {
-            Ok(0) => return Err(CallError::Lost(io::ErrorKind::UnexpectedEof.into())),
-            Ok(_) => {}
-            Err(error) => return Err(CallError::Lost(error)),
-        }
-    }
-}
-
-/// Writes an answer's head as the client gets it.
-fn put_answer(
-    answer: &ResponseHead,
-    bytes: &[u8],
-    plan: &Forward,
-    out: &mut Vec<u8>,
-    chunks: bool,
-    close: bool,
-    old: bool,
-) {
-    answer.put_status(bytes, out);
-    let edits = plan.response.as_deref();
-    let sets = |name: &[u8]| plan.set_response.iter().any(|(set, _)| is(name, set.as_bytes()));
-    for (name, value) in answer.forwarded(bytes) {
-        let length = is(name, b"content-length");
-        let dropped =
-            !length && (edits.is_some_and(|e| e.drops(name)) || (!plan.set_response.is_empty() && sets(name)));
-        // RFC 9110 §8.6: never with 204.
-        if !dropped && !(length && answer.status == 204) {
-            put(out, name, value);
-        }
-    }
-    if let Some(edits) = edits {
-        out.extend_from_slice(edits.lines());
-    }
-    for (name, value) in &plan.set_response {
-        if may_set(name.as_bytes(), value.as_bytes()) {
-            put(out, name.as_bytes(), value.as_bytes());
-        }
-    }
-    if chunks {
-        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-    }
-    put_connection(out, close, old);
-    out.extend_from_slice(b"\r\n");
-}
-
-/// A chunked body, if all of it is here: appends it to `out`; gives the bytes used and the data's length.
-fn recode_whole(data: &[u8], out: &mut Vec<u8>) -> Result<Option<(usize, u64)>, Refusal> {
-    let (mut chunks, mut at, mut bytes) = (Chunks::default(), 0, 0);
-    loop {
-        let (used, piece) = chunks.next(&data[at..]).map_err(broken)?;
-        match piece {
-            Piece::Data(range) => {
-                bytes += range.len() as u64;
-                put_chunk(out, &data[at..][range]);
-                at += used;
-            }
-            Piece::More => return Ok(None),
-            Piece::End => {
-                out.extend_from_slice(b"0\r\n\r\n");
-                return Ok(Some((at + used, bytes)));
-            }
-        }
-    }
-}
-
-/// What a header says of the way a request came.
-enum Standing {
-    Ordinary,
-    /// `X-Forwarded-For`: always written anew.
-    Chain,
-    Proto,
-    Host,
-    /// Others that only a trusted proxy may say.
-    Word,
-}
-
-fn standing(name: &[u8]) -> Standing {
-    match name.first() {
-        Some(b'x' | b'X') => match name.len() {
-            9 if is(name, b"x-real-ip") => Standing::Word,
-            13 if is(name, b"x-rewrite-url") => Standing::Word,
-            14 if is(name, b"x-original-url") => Standing::Word,
-            15 if is(name, b"x-forwarded-for") => Standing::Chain,
-            16 if is(name, b"x-forwarded-host") => Standing::Host,
-            17 if is(name, b"x-forwarded-proto") => Standing::Proto,
-            12.. if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => Standing::Word,
-            _ => Standing::Ordinary,
-        },
-        Some(b'f' | b'F') if is(name, b"forwarded") => Standing::Word,
-        Some(b'b' | b'B') if name.len() > 7 && name[..7].eq_ignore_ascii_case(b"ballet-") => Standing::Word,
-        Some(_) | None => Standing::Ordinary,
     }
 }

@@ -15,10 +15,12 @@ pub struct Edits {
 pub struct BadHeader(pub String);
 
 impl Edits {
-    /// Removes all headers of this name.
+    /// Removes all headers of this name. `Host` can be replaced but not removed, as HTTP/1.1 demands one.
     #[must_use]
     pub fn remove(mut self, name: &str) -> Self {
-        self.drop.push(name.to_ascii_lowercase().into_bytes());
+        if !name.eq_ignore_ascii_case("host") {
+            self.drop.push(name.to_ascii_lowercase().into_bytes());
+        }
         self
     }
 
@@ -26,8 +28,9 @@ impl Edits {
     ///
     /// # Errors
     /// [`BadHeader`] for forbidden characters and for headers that frame the message.
-    pub fn set(self, name: &str, value: &str) -> Result<Self, BadHeader> {
-        self.remove(name).add(name, value)
+    pub fn set(mut self, name: &str, value: &str) -> Result<Self, BadHeader> {
+        self.drop.push(name.to_ascii_lowercase().into_bytes());
+        self.add(name, value)
     }
 
     /// Adds a header beside those of the same name.

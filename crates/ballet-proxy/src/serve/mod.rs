@@ -57,7 +57,6 @@ pub trait Handler: Send + Sync + 'static {
 }
 
 /// What to do with a request.
-#[expect(clippy::large_enum_variant, reason = "the ordinary verdict is the large one, and boxing it would allocate")]
 pub enum Verdict {
     /// Send it to a service.
     Forward(Forward),

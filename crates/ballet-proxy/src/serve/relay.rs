@@ -56,30 +56,37 @@ impl Pace {
 
 pub(crate) const TOO_LARGE: Refusal = Refusal { status: 413, reason: "the body is longer than this route takes" };
 
+/// Bounds an upload.
+pub(crate) struct UploadLimits {
+    pub(crate) pace: Pace,
+    /// Longest body in bytes.
+    pub(crate) max: u64,
+    /// Longest wait for the service to take some of it.
+    pub(crate) write: Duration,
+}
+
 /// Moves a request's body from the client to a service.
-#[expect(clippy::too_many_arguments, reason = "two sides with a buffer each, and the limits")]
 pub(crate) async fn upload<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     framing: Framing,
     input: &mut Buffer,
     read: &mut R,
     write: &mut W,
     scratch: &mut Vec<u8>,
-    mut pace: Pace,
-    max: u64,
+    mut limits: UploadLimits,
     received: &AtomicU64,
 ) -> Result<(), Upward> {
     match framing {
         Framing::None | Framing::Close => Ok(()),
         Framing::Length(mut left) => loop {
             let take = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
-            write.write_all(&input.data()[..take]).await.map_err(|_| Upward::Upstream)?;
+            write_within(write, &input.data()[..take], limits.write).await.map_err(|_| Upward::Upstream)?;
             input.eat(take);
             received.fetch_add(take as u64, Ordering::Relaxed);
             left -= take as u64;
             if left == 0 {
                 return Ok(());
             }
-            pace.fill(input, read).await?;
+            limits.pace.fill(input, read).await?;
         },
         Framing::Chunked => {
             let mut chunks = Chunks::default();
@@ -87,14 +94,14 @@ pub(crate) async fn upload<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
                 scratch.clear();
                 let (bytes, ended) =
                     recode(&mut chunks, input, scratch, true).map_err(|bad| Upward::Client(broken(bad)))?;
-                if received.fetch_add(bytes, Ordering::Relaxed) + bytes > max {
+                if received.fetch_add(bytes, Ordering::Relaxed) + bytes > limits.max {
                     return Err(Upward::Client(TOO_LARGE));
                 }
-                write.write_all(scratch).await.map_err(|_| Upward::Upstream)?;
+                write_within(write, scratch, limits.write).await.map_err(|_| Upward::Upstream)?;
                 if ended {
                     return Ok(());
                 }
-                pace.fill(input, read).await?;
+                limits.pace.fill(input, read).await?;
             }
         }
     }

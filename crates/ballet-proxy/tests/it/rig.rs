@@ -344,7 +344,7 @@ impl Client {
     /// Whether the server has closed.
     pub(crate) async fn is_closed(&mut self) -> bool {
         let mut rest = vec![];
-        matches!(tokio::time::timeout(Duration::from_secs(5), self.stream.read_to_end(&mut rest)).await, Ok(_))
+        tokio::time::timeout(Duration::from_secs(5), self.stream.read_to_end(&mut rest)).await.is_ok()
             && rest.is_empty()
     }
 }

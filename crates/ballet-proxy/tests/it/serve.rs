@@ -86,8 +86,7 @@ async fn a_trusted_proxy_is_believed() {
         assert_eq!((context.client, context.secure), ("6.6.6.6".parse().unwrap(), true));
         forward.into()
     });
-    let request =
-        "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1, 6.6.6.6, 10.0.0.9\r\nX-Forwarded-Proto: https\r\n\r\n";
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 6.6.6.6, 10.0.0.9\r\nX-Forwarded-Proto: https\r\n\r\n";
     assert_eq!(gate.client().await.ask(request).await.0, 204);
     let head = origin.seen().remove(0).head;
     assert!(head.contains("x-forwarded-for: 1.1.1.1, 6.6.6.6, 10.0.0.9, 127.0.0.1\r\n"), "{head}");
