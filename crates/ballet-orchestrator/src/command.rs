@@ -78,6 +78,8 @@ pub(crate) struct Acted {
     pub(crate) applied: bool,
     /// The attempt that was meant.
     pub(crate) task: Option<String>,
+    /// The queue that it came from.
+    pub(crate) queue: Option<String>,
 }
 
 pub(crate) struct Poll {

@@ -622,6 +622,11 @@ impl Engine {
                             return;
                         };
                         acted.task = Some(ready.x.tasks[task].id.clone());
+                        if let Role::Do(i) = ready.x.tasks[task].role
+                            && let Work::Poll(polled) = &ready.plan.steps[i].work
+                        {
+                            acted.queue = Some(polled.queue.clone());
+                        }
                         Event::Updated { task, update }
                     }
                 };
@@ -1008,7 +1013,7 @@ impl Then {
             Self::Nobody => {}
             Self::Started(answer) => drop(answer.send(result.map(|()| Started { id: id.clone(), new: true }))),
             Self::Acted(answer, acted) => drop(answer.send(result.map(|()| Acted { applied, ..acted }))),
-            Self::Removed(answer) => drop(answer.send(result.map(|()| Acted { applied, task: None }))),
+            Self::Removed(answer) => drop(answer.send(result.map(|()| Acted { applied, ..Acted::default() }))),
         }
     }
 }

@@ -123,10 +123,22 @@ impl Handle {
     /// # Errors
     /// `UnknownExecution`, `Unavailable`.
     pub async fn update(&self, id: &ExecutionId, task: &str, update: TaskUpdate) -> Result<bool, WorkflowsError> {
+        Ok(self.update_task(id, task, update).await?.applied)
+    }
+
+    pub(crate) async fn update_task(
+        &self,
+        id: &ExecutionId,
+        task: &str,
+        update: TaskUpdate,
+    ) -> Result<Acted, WorkflowsError> {
         let (update, logs) = update.split();
         self.log(task, logs).await?;
-        let acted = self.act(id, Act::Update { target: Target::Id(task.to_owned()), update }).await?;
-        Ok(acted.applied)
+        self.act(id, Act::Update { target: Target::Id(task.to_owned()), update }).await
+    }
+
+    pub(crate) async fn history(&self, id: &ExecutionId) -> Result<Vec<(Timestamp, Value)>, WorkflowsError> {
+        tables::history(&*self.journal, id).await.map_err(unavailable)
     }
 
     /// The same for the open task of this reference name; answers its id, or none if no such task is open.

@@ -250,6 +250,16 @@ pub(crate) async fn logs(journal: &dyn Journal, task: &str) -> Result<Vec<(Times
     Ok(page.rows.into_iter().map(|row| (Timestamp(row[2].int()), row[3].text().to_owned())).collect())
 }
 
+/// What happened to an execution: time and entries, each `[what, attempt]`.
+pub(crate) async fn history(
+    journal: &dyn Journal,
+    id: &ExecutionId,
+) -> Result<Vec<(Timestamp, serde_json::Value)>, StoreError> {
+    let page = journal.scan(Query::of(&HISTORY).eq(0, id.as_str())).await?;
+    let entries = |row: &Row| serde_json::from_str(row[3].text()).unwrap_or_default();
+    Ok(page.rows.iter().map(|row| (Timestamp(row[2].int()), entries(row))).collect())
+}
+
 /// Engine time as last written.
 pub(crate) async fn clock(journal: &dyn Journal) -> Result<HashMap<Shard, u64>, StoreError> {
     let page = journal.scan(Query::of(&CLOCK)).await?;
