@@ -52,8 +52,8 @@ pub(crate) enum Ask {
     Take(Take),
     Ack(Vec<Receipt>, Answer<()>),
     Nack(Receipt, Duration, Answer<()>),
-    /// The attempt does not count, and nothing is written.
-    Return(Receipt),
+    /// The attempt does not count, and nothing is written. `true`: it is due again only after a while.
+    Return(Receipt, bool),
     Bury(Receipt, String, Answer<()>),
     Dead(TopicName, GroupName, Offset, usize, Answer<Vec<DeadLetter>>),
     Replay(TopicName, GroupName, Offset, Answer<()>),
@@ -75,12 +75,14 @@ pub(crate) struct Take {
 enum Loaded {
     /// Bodies that a take or a burial needs.
     Bodies(TopicName, Vec<i64>, Result<Vec<(i64, Stored)>, StoreError>),
-    Dead(TopicName, GroupName, Offset, Result<Option<(Stored, String)>, StoreError>, Answer<()>),
+    Dead(TopicName, GroupName, Offset, Result<Option<Letter>, StoreError>, Answer<()>),
     /// Where a time lies, for an ask that waits for it.
     Place(Ask, Result<Option<i64>, StoreError>),
     Expired(TopicName, Vec<i64>),
 }
 
+/// A dead letter's event, and its text as it was kept.
+type Letter = Box<(Stored, String)>;
 type Told = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 pub(crate) struct Engine {
@@ -151,7 +153,9 @@ impl Engine {
         loop {
             self.serve();
             self.send();
-            if self.under_way.is_none() && let Some(answer) = self.closing.take() {
+            if self.under_way.is_none()
+                && let Some(answer) = self.closing.take()
+            {
                 let _ = answer.send(Ok(()));
                 return;
             }
@@ -214,8 +218,14 @@ impl Engine {
                 let done = self.settle(&receipt, back);
                 self.tell(done, answer);
             }
-            Ask::Return(receipt) => {
-                let _ = self.settle(&receipt, |group, _| group.take_back(receipt.offset.0));
+            Ask::Return(receipt, tried) => {
+                let (place, now) = (receipt.offset.0, Instant::now());
+                let back = |group: &mut Group, _: &mut Vec<Write>| match tried {
+                    true => group.put_off(place, now),
+                    false => group.take_back(place),
+                };
+                // Whoever gives back what is not his any more changes nothing.
+                let _ = self.settle(&receipt, back);
             }
             Ask::Bury(receipt, reason, answer) => self.bury(receipt, reason, answer),
             Ask::Dead(topic, group, from, limit, answer) => self.dead(&topic, &group, from, limit, answer),
@@ -322,7 +332,14 @@ impl Engine {
         self.tell(done, answer);
     }
 
-    fn dead(&mut self, topic: &TopicName, group: &GroupName, from: Offset, limit: usize, answer: Answer<Vec<DeadLetter>>) {
+    fn dead(
+        &mut self,
+        topic: &TopicName,
+        group: &GroupName,
+        from: Offset,
+        limit: usize,
+        answer: Answer<Vec<DeadLetter>>,
+    ) {
         if let Err(error) = self.group(topic, group) {
             return drop(answer.send(Err(error)));
         }
@@ -349,7 +366,7 @@ impl Engine {
                 row.map(|row| {
                     let (event, text) = (rows::dead(row)?.event, row[7].text().to_owned());
                     let accepted = ballet_core::Timestamp(row[5].int());
-                    Ok((Stored { event, accepted, bytes: text.len() }, text))
+                    Ok(Box::new((Stored { event, accepted, bytes: text.len() }, text)))
                 })
                 .transpose()
             });
@@ -362,8 +379,9 @@ impl Engine {
         topic: &TopicName,
         group: &GroupName,
         offset: Offset,
-        (stored, text): (Stored, String),
+        letter: Letter,
     ) -> Result<(), StoreError> {
+        let (stored, text) = *letter;
         let mut writes = vec![];
         if !self.group(topic, group)?.replay(offset.0, &mut writes) {
             return Err(no_dead(offset));
@@ -702,7 +720,7 @@ impl Ask {
             Self::Take(take) => drop(take.answer.send(Err(error))),
             Self::Dead(_, _, _, _, answer) => drop(answer.send(Err(error))),
             Self::Groups(_, answer) => drop(answer.send(Err(error))),
-            Self::Return(_) => {}
+            Self::Return(..) => {}
         }
     }
 }

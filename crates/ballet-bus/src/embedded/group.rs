@@ -13,12 +13,18 @@ use tokio::time::Instant;
 
 use ballet_core::Event;
 
+use crate::config::cap;
+
 /// Events that a group may have handed out at a time. At the limit nothing more is handed out.
 pub(crate) const MAX_IN_FLIGHT: usize = 10_000;
 /// Events that may wait behind an elder with their ordering key; at the limit, the group waits for the elders.
 pub(crate) const MAX_HELD: usize = 4_096;
 /// Events that may be settled before an elder; at the limit, the group waits for the elder.
 pub(crate) const MAX_SETTLED_EARLY: usize = 65_536;
+
+/// First and longest rest of an event that is put off.
+const PUT_OFF_FIRST: Duration = Duration::from_millis(100);
+const PUT_OFF_MAX: Duration = Duration::from_secs(10);
 
 /// A consumer group.
 #[derive(Debug)]
@@ -48,6 +54,8 @@ pub(crate) struct Group {
 struct Entry {
     /// Attempts that were handed out, the one under way included.
     attempts: u32,
+    /// How often it was put off.
+    put_off: u32,
     /// Whether a row on disk says so.
     row: bool,
     key: Key,
@@ -139,7 +147,7 @@ impl Group {
 
     /// Adds an event that waits for another attempt.
     pub(crate) fn load_waiting(&mut self, offset: i64, attempts: u32, due: Instant) {
-        self.enter(offset, Entry { attempts, row: true, key: Key::Unknown, state: State::Later(due) });
+        self.enter(offset, Entry { attempts, put_off: 0, row: true, key: Key::Unknown, state: State::Later(due) });
     }
 
     /// Adds an event that was settled before an elder.
@@ -211,7 +219,10 @@ impl Group {
                 Body::Here(event) => {
                     self.fresh += 1;
                     let attempts = u32::from(offset < self.passed);
-                    self.enter(offset, Entry { attempts, row: false, key: Key::Unknown, state: State::Held });
+                    self.enter(
+                        offset,
+                        Entry { attempts, put_off: 0, row: false, key: Key::Unknown, state: State::Held },
+                    );
                     self.rowless.insert(offset);
                     self.learn_key(offset, event);
                     if !want.ordered || self.eldest(offset) {
@@ -273,6 +284,17 @@ impl Group {
         }
     }
 
+    /// Takes a hand-out back because the target was out of reach. The attempt does not count and nothing is written, but
+    /// others go first: a target that is never ready for this one event must not keep it from the rest.
+    pub(crate) fn put_off(&mut self, offset: i64, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&offset) {
+            entry.attempts = entry.attempts.saturating_sub(1);
+            entry.put_off += 1;
+            let rest = cap(PUT_OFF_FIRST, PUT_OFF_MAX, entry.put_off);
+            self.move_to(offset, State::Later(now + rest));
+        }
+    }
+
     /// Notes a dead letter.
     pub(crate) fn bury(&mut self, offset: i64, writes: &mut Vec<Write>) {
         self.settle(offset, writes);
@@ -288,7 +310,7 @@ impl Group {
         if self.entries.contains_key(&offset) {
             // After a seek it may be under way by itself; once is enough.
         } else if offset < self.fresh {
-            self.enter(offset, Entry { attempts: 0, row: true, key: Key::Unknown, state: State::Ready });
+            self.enter(offset, Entry { attempts: 0, put_off: 0, row: true, key: Key::Unknown, state: State::Ready });
             writes.push(Write::Waits { offset, attempts: 0, delay: Duration::ZERO });
         } else if settled {
             writes.push(Write::Forget(offset));

@@ -81,9 +81,11 @@ pub(crate) async fn expired(
     places: Range<i64>,
     before: Timestamp,
 ) -> Result<Vec<i64>, StoreError> {
-    let query = Query::of(&EVENT)
-        .eq(0, topic.as_str())
-        .filter(Filter::Range(1, Bound::Included(places.start.into()), Bound::Excluded(places.end.into())));
+    let query = Query::of(&EVENT).eq(0, topic.as_str()).filter(Filter::Range(
+        1,
+        Bound::Included(places.start.into()),
+        Bound::Excluded(places.end.into()),
+    ));
     let old = |row: &&Row| row[2].int() < before.millis();
     // Most of the time nothing has expired: one row says so.
     if !journal.scan(query.clone().limit(1)).await?.rows.iter().any(|row| old(&row)) {

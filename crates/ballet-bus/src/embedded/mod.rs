@@ -82,9 +82,12 @@ impl Embedded {
     }
 
     /// Gives an event back as if it had not been handed out: the attempt does not count, and nothing is written.
-    pub fn give_back(&self, receipt: Receipt) {
+    ///
+    /// An event that was tried, in vain because the target was out of reach, is due again after 100 ms, doubling each time
+    /// up to 10 s; others go first.
+    pub fn give_back(&self, receipt: Receipt, tried: bool) {
         // Without a place in the queue it comes again after its lease.
-        let _ = self.asks.try_send(Ask::Return(receipt));
+        let _ = self.asks.try_send(Ask::Return(receipt, tried));
     }
 
     fn ask<T>(&self, make: impl FnOnce(Answer<T>) -> Ask) -> Reply<T> {

@@ -9,12 +9,8 @@ use serde_json::Value as Json;
 use super::group::Write;
 
 /// Declared topics.
-pub(crate) static TOPIC: Table = Table {
-    name: "bus_topic",
-    key: 1,
-    columns: &[("topic", Kind::Text), ("keep_ms", Kind::Int)],
-    indexes: &[],
-};
+pub(crate) static TOPIC: Table =
+    Table { name: "bus_topic", key: 1, columns: &[("topic", Kind::Text), ("keep_ms", Kind::Int)], indexes: &[] };
 
 /// Events, as CloudEvents in JSON.
 pub(crate) static EVENT: Table = Table {

@@ -130,15 +130,20 @@ async fn a_group_loses_nothing_over_crashes() {
             match if calm { step % 3 } else { rng.random_range(0..8) } {
                 0 | 3 => {
                     let want = Want { max: rng.random_range(1..5), lease: Duration::from_secs(5), ordered };
-                    let Taken::Events(taken) = group.take(Instant::now(), want, end, body, &mut writes) else { panic!() };
+                    let Taken::Events(taken) = group.take(Instant::now(), want, end, body, &mut writes) else {
+                        panic!()
+                    };
                     for (offset, attempt) in taken {
                         assert!(!settled.contains(&offset), "{offset} was settled");
                         assert!(attempt >= 1 && offset < end);
                         let key = events[offset as usize - 1].key();
-                        let younger = |o: &&(i64, u32)| events[o.0 as usize - 1].key() == key && group.under_way(o.0, o.1);
+                        let younger =
+                            |o: &&(i64, u32)| events[o.0 as usize - 1].key() == key && group.under_way(o.0, o.1);
                         if ordered {
                             assert!(!out.iter().any(|o| younger(&o)), "one event of a key at a time");
-                            let elder = (1..offset).find(|o| events[*o as usize - 1].key() == key && !settled.contains(o) && !gone.contains(o));
+                            let elder = (1..offset).find(|o| {
+                                events[*o as usize - 1].key() == key && !settled.contains(o) && !gone.contains(o)
+                            });
                             assert_eq!(elder, None, "an elder of {offset} is not settled");
                         }
                         out.push((offset, attempt));
@@ -161,7 +166,10 @@ async fn a_group_loses_nothing_over_crashes() {
                 6 if !out.is_empty() => {
                     let (offset, attempt) = out.swap_remove(rng.random_range(0..out.len()));
                     if group.under_way(offset, attempt) {
-                        group.take_back(offset);
+                        match rng.random() {
+                            true => group.take_back(offset),
+                            false => group.put_off(offset, Instant::now()),
+                        }
                     }
                 }
                 2 => advance(Duration::from_secs(if calm { 6 } else { 1 })).await,
@@ -198,7 +206,11 @@ async fn what_was_not_settled_comes_again_after_a_crash() {
     assert!(matches!(broker.publish(&topic(), vec![event(6, "6")]).await, Err(StoreError::Fenced(_))));
 
     let third = open(&journal).await;
-    assert_eq!(numbers(&third.take(take("g", 10)).await.unwrap()), [(2, 2), (4, 2), (5, 1)], "no ack of theirs counted");
+    assert_eq!(
+        numbers(&third.take(take("g", 10)).await.unwrap()),
+        [(2, 2), (4, 2), (5, 1)],
+        "no ack of theirs counted"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -220,7 +232,7 @@ async fn a_take_waits_for_events_leases_and_delays_without_polling() {
     let third = waiting().await.unwrap();
     assert_eq!((numbers(&third), start.elapsed()), (vec![(1, 3)], Duration::from_secs(39)), "after its delay");
 
-    broker.give_back(third[0].receipt.clone());
+    broker.give_back(third[0].receipt.clone(), false);
     assert_eq!(numbers(&waiting().await.unwrap()), [(1, 3)], "as if it had not been handed out");
 
     let empty = broker.take_within(take("g", 10), Duration::from_secs(20), false).await.unwrap();
