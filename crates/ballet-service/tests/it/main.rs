@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as they do")]
 
 mod commands;
+mod killed;
 mod outbox;
 mod rig;
 mod start;
