@@ -11,12 +11,16 @@ use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use tokio::fs::{self, File};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::mpsc;
 
 use ballet_core::Timestamp;
 use ballet_proxy::Answer;
 
-/// Longest piece of a file sent in one answer; a longer file is answered by ranges only.
-pub(crate) const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Longest answer that is read before it is sent; what is longer goes out piece by piece.
+pub(crate) const WHOLE_BYTES: u64 = 1 << 20;
+/// One piece, in bytes, and how many of them are read ahead of the client.
+const PIECE_BYTES: u64 = 64 << 10;
+const PIECES_AHEAD: usize = 4;
 
 /// What of a request matters to files.
 #[derive(Debug, Default, Clone)]
@@ -34,8 +38,6 @@ pub(crate) enum FileError {
     NotFound,
     /// It is a directory, asked for without its last slash.
     Directory,
-    /// 413: it has to be asked for in ranges.
-    TooLarge,
     /// 500.
     Io(io::Error),
 }
@@ -91,20 +93,33 @@ async fn answer(place: &Path, metadata: &Metadata, request: &FileRequest) -> Res
             }
             Range::Unsatisfiable => return Ok(tagged(416).header("content-range", format!("bytes */{length}"))),
         };
-    if count > MAX_FILE_BYTES {
-        return Err(FileError::TooLarge);
-    }
     let answer = answer
         .header("accept-ranges", "bytes")
         .header("content-type", content_type(place))
         .header("x-content-type-options", "nosniff");
-    Ok(answer.body(read(place, from, count).await.map_err(of_io)?))
+    let mut file = File::open(place).await.map_err(of_io)?;
+    file.seek(SeekFrom::Start(from)).await.map_err(of_io)?;
+    if count <= WHOLE_BYTES {
+        return Ok(answer.body(read(&mut file, count).await.map_err(of_io)?));
+    }
+    let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
+    // Ends with the file, or when the client has left.
+    tokio::spawn(async move {
+        let mut left = count;
+        while left > 0 {
+            let piece = read(&mut file, left.min(PIECE_BYTES)).await;
+            let failed = piece.is_err();
+            if pieces.send(piece).await.is_err() || failed {
+                return;
+            }
+            left -= left.min(PIECE_BYTES);
+        }
+    });
+    Ok(answer.stream(receiver))
 }
 
 /// Reads exactly `count` bytes; a file that shrank meanwhile is an error, not a short answer.
-async fn read(place: &Path, from: u64, count: u64) -> io::Result<Bytes> {
-    let mut file = File::open(place).await?;
-    file.seek(SeekFrom::Start(from)).await?;
+async fn read(file: &mut File, count: u64) -> io::Result<Bytes> {
     let mut body = vec![0; usize::try_from(count).map_err(io::Error::other)?];
     file.read_exact(&mut body).await?;
     Ok(body.into())
@@ -263,6 +278,20 @@ mod tests {
         assert!(matches!(get(dir.path(), "/sub", &FileRequest::default()).await, Err(FileError::Directory)));
         let gone = get(Path::new("/nowhere/at/all"), "/", &FileRequest::default()).await;
         assert!(matches!(gone, Err(FileError::NotFound)));
+    }
+
+    #[tokio::test]
+    async fn a_long_file_comes_in_pieces() {
+        let dir = site();
+        let text: Vec<u8> = (0..WHOLE_BYTES + 70_000).map(|n| (n % 251) as u8).collect();
+        std::fs::write(dir.path().join("long.bin"), &text).unwrap();
+        let answer = get(dir.path(), "/long.bin", &FileRequest::default()).await.unwrap();
+        let AnswerBody::Stream(mut pieces) = answer.body else { panic!("read at once") };
+        let mut read = vec![];
+        while let Some(piece) = pieces.recv().await {
+            read.extend_from_slice(&piece.unwrap());
+        }
+        assert!(read == text, "{} bytes of {}", read.len(), text.len());
     }
 
     #[tokio::test]

@@ -391,7 +391,6 @@ fn serve_file(
             Ok(answer) => return answer,
             Err(FileError::Directory) => return Answer::new(308).header("location", path + "/"),
             Err(FileError::NotFound) => Refusal::NotFound,
-            Err(FileError::TooLarge) => Refusal::TooLarge { detail: "ask for this file in ranges of at most 64 MiB" },
             Err(FileError::Io(error)) => {
                 tracing::error!(dir = %dir.display(), error = %Chain(&error), "cannot read a file");
                 Refusal::Internal { reason: "file unreadable" }

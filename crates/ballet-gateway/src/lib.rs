@@ -39,6 +39,6 @@ mod route;
 pub use access_log::{LogTarget, MAX_BUFFER, MAX_LOG_FILE};
 pub use explain::{ExplainedAccess, ExplainedCall, Explanation};
 pub use gateway::{Gateway, GatewayConfig, StartError, Stats};
-pub use plan::{LoadError, policy_table};
+pub use plan::{LoadError, check_routes, policy_table};
 pub use refusal::CODES;
 pub use route::{MAX_PARAMETERS, RouteError};

@@ -178,6 +178,14 @@ pub(crate) struct Checked {
     patterns: Vec<Pattern>,
 }
 
+/// Says whether a gateway could serve these routes; starts nothing. For `ballet check`.
+///
+/// # Errors
+/// [`LoadError`], as [`Gateway::start`](crate::Gateway::start) and `reload` would give it.
+pub fn check_routes(manifest: &Manifest) -> Result<(), LoadError> {
+    check(manifest).map(drop)
+}
+
 /// Checks a manifest's routes, changing nothing.
 pub(crate) fn check(manifest: &Manifest) -> Result<Checked, LoadError> {
     let (mut patterns, mut errors) = (vec![], vec![]);

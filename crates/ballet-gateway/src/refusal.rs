@@ -352,8 +352,8 @@ pub static CODES: &[CodeEntry] = &[
     row(
         "GW016",
         "too large",
-        "A request body, a file or a merged answer is longer than its limit.",
-        "Files over 64 MiB are sent by ranges only; bodies of requests end at 10 MiB.",
+        "A merged answer is longer than 16 MiB.",
+        "Ask the parts for less: a `limit` in their queries.",
     ),
     row(
         "GW017",

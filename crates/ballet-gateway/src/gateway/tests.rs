@@ -450,6 +450,7 @@ async fn a_reload_under_load_loses_nothing_and_a_bad_one_changes_nothing() {
     bad.gateway.routes[1].name = "GET /{y}".into();
     bad.gateway.routes[0].name = "GET /{x}".into();
     let error = rig.gateway.reload(&bad).unwrap_err();
+    assert_eq!(crate::check_routes(&bad).unwrap_err().to_string(), error.to_string());
     assert_eq!(error.code(), ErrorCode("GW020"));
     assert_eq!(error.to_string(), "routes `GET /{x}` and `GET /{y}` are the same");
     let mut moved = rig.manifest(to_new);
@@ -476,6 +477,9 @@ async fn files_are_served_with_their_types_and_validators() {
     assert_eq!((part.status(), part.body.as_str()), (206, "x"));
     let head = rig.send("HEAD /assets/app.js", &[], "").await;
     assert_eq!((head.status(), head.header("content-length")), (200, Some("10")));
+    std::fs::write(site.join("assets/long.bin"), vec![b'x'; 2 << 20]).unwrap();
+    let head = rig.send("HEAD /assets/long.bin", &[], "").await;
+    assert_eq!((head.status(), head.header("etag").is_some()), (200, true));
     let directory = rig.get("/assets/sub", &[]).await;
     assert_eq!((directory.status(), directory.header("location")), (308, Some("/assets/sub/")));
     for path in ["/assets/../secret.txt", "/assets/%2e%2e/secret.txt", "/secret.txt", "/assets/nope.js"] {
