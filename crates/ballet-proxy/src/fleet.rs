@@ -107,6 +107,11 @@ impl Fleet {
             .or_else(|| pick(&|_| true))
     }
 
+    /// Whether there is an instance worth trying at once after these.
+    pub(crate) fn has_another(&self, tried: &[SocketAddr], now: Instant) -> bool {
+        self.endpoints.load().iter().any(|e| !e.member.is_ejected(now) && !tried.contains(&e.address))
+    }
+
     fn update(&self, instances: &ballet_core::Instances) {
         let old: BTreeMap<_, _> =
             self.endpoints.load().iter().map(|e| ((e.id.clone(), e.address), e.clone())).collect();

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use ballet_core::{Deadline, Discovery, InstanceId, Policy, ServiceName, headers};
 use ballet_resilience::{
-    Admission, Backoff, Bulkhead, Outcome, Permit, Place, RetryBudget, SharedBreaker, Tracked, Until,
+    Admission, Backoff, Bulkhead, Outcome, Permit, Place, RetryBudget, SharedBreaker, SharedRng, Tracked, Until,
 };
 
 pub use ballet_resilience::BreakerState;
@@ -163,7 +163,8 @@ impl Upstreams {
         table.policies = policies;
     }
 
-    /// Where the breakers stand, in the order of the services' names.
+    /// Where the breakers stand, in the order of the services' names. A service that is called under several policies has
+    /// a breaker for each.
     pub fn breakers(&self) -> Vec<(ServiceName, BreakerState)> {
         self.all().iter().map(|u| (u.service.clone(), u.breaker.state())).collect()
     }
@@ -273,7 +274,10 @@ impl Upstream {
                 return result;
             }
             retries += 1;
-            let rest = rules.backoff.rest(retries, &mut self.fleet.rng());
+            let rest = match &result {
+                Err(error) => self.rest(&rules, retries, error, &tried, now),
+                Ok(_) => rules.backoff.rest(retries, &mut self.fleet.rng()),
+            };
             if until.passed(now + rest) || !rules.budget.take(now) {
                 return result;
             }
@@ -281,6 +285,21 @@ impl Upstream {
             last = Some(result);
             sleep_until(now + rest).await;
         }
+    }
+
+    /// Rest before a retry: none where nobody answered the door and there is another one to knock at.
+    pub(crate) fn rest(
+        &self,
+        rules: &Rules,
+        retry: u32,
+        error: &CallError,
+        tried: &[SocketAddr],
+        now: Instant,
+    ) -> Duration {
+        if matches!(error, CallError::Connect(_)) && self.fleet.has_another(tried, now) {
+            return Duration::ZERO;
+        }
+        rules.backoff.rest(retry, &mut self.fleet.rng())
     }
 
     fn may_repeat(&self, error: &CallError, replayable: bool) -> bool {
@@ -392,8 +411,8 @@ impl Upstream {
         self.rules.load()
     }
 
-    pub(crate) fn fleet(&self) -> &Fleet {
-        &self.fleet
+    pub(crate) fn rng(&self) -> &SharedRng {
+        self.fleet.rng()
     }
 
     pub(crate) fn caller(&self) -> &str {

@@ -105,6 +105,18 @@ async fn connections_on_both_sides_are_used_again() {
 }
 
 #[tokio::test]
+async fn a_kept_connection_that_was_closed_costs_no_request() {
+    let origin = Origin::start(|_| Do::SendAndClose(ok(""))).await;
+    let gate = Gate::to(&[origin.address]).await;
+    let mut client = gate.client().await;
+    for _ in 0..10 {
+        assert_eq!(client.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").await.0, 200);
+        assert_eq!(client.ask(GET).await.0, 200);
+    }
+    assert_eq!((origin.count(), gate.upstreams.views()[0].failures), (20, 0));
+}
+
+#[tokio::test]
 async fn pipelined_requests_are_answered_in_their_order() {
     let origin = Origin::start(|seen| Do::Send(ok(seen.head.split(' ').nth(1).unwrap()))).await;
     let gate = Gate::to(&[origin.address]).await;

@@ -204,26 +204,34 @@ impl<H: Handler> Connection<H> {
                 Err(Trouble::Call(error)) => Some(error),
                 Err(trouble) => return Err(trouble),
             };
-            let rest = upstream.rules().backoff.rest(retries + 1, &mut upstream.fleet().rng());
-            if let Some(error) = error {
-                let again = match &error {
-                    // Nothing of a body that comes from the client is used before the connection stands.
-                    CallError::Connect(_) => true,
-                    CallError::Lost(_) | CallError::Malformed(_) => replayable,
-                    CallError::NoInstance
-                    | CallError::BreakerOpen { .. }
-                    | CallError::BulkheadFull
-                    | CallError::TimedOut { .. }
-                    | CallError::TooLarge
-                    | CallError::Invalid(_) => false,
-                };
-                if !again || !may_retry || until.passed(now + rest) || !upstream.rules().budget.take(now) {
-                    return Err(Trouble::Call(error));
-                }
-                last = Some(error);
-            }
             retries += 1;
             tried.push(address);
+            let rules = upstream.rules();
+            // The policy's rest; a passing answer has been granted its retry.
+            let Some(error) = error else {
+                let rest = rules.backoff.rest(retries, &mut upstream.rng());
+                drop(rules);
+                upstream.note_retry();
+                sleep(rest).await;
+                continue;
+            };
+            let again = match &error {
+                // Nothing of a body that comes from the client is used before the connection stands.
+                CallError::Connect(_) => true,
+                CallError::Lost(_) | CallError::Malformed(_) => replayable,
+                CallError::NoInstance
+                | CallError::BreakerOpen { .. }
+                | CallError::BulkheadFull
+                | CallError::TimedOut { .. }
+                | CallError::TooLarge
+                | CallError::Invalid(_) => false,
+            };
+            let rest = upstream.rest(&rules, retries, &error, &tried, now);
+            if !again || !may_retry || until.passed(now + rest) || !rules.budget.take(now) {
+                return Err(Trouble::Call(error));
+            }
+            drop(rules);
+            last = Some(error);
             upstream.note_retry();
             sleep(rest).await;
         }
