@@ -1,4 +1,4 @@
-//! The orchestrator over HTTP: Conductor's API, and our own where a start chooses its id.
+//! The orchestrator over HTTP, by our own API: Conductor's knows neither ids of the caller's choice nor codes of errors.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use ballet_core::{
-    Chain, Classify, ExecutionId, ExecutionStatus, Later, Problem, Retry, Start, Started, WorkflowDocument, Workflows,
+    Chain, Classify, ExecutionId, ExecutionStatus, Later, Retry, Start, Started, WorkflowDocument, Workflows,
     WorkflowsError,
 };
 
@@ -47,19 +47,28 @@ impl RemoteWorkflows {
         })?;
         if answer.is_success() { Ok(answer) } else { Err(refused(&answer, unknown)) }
     }
+
+    fn command(&self, id: &ExecutionId, request: Request) -> Later<'_, Result<(), WorkflowsError>> {
+        let id = id.clone();
+        Box::pin(async move {
+            let request = request.retries(Retries::ConnectOnly);
+            self.send(request, || unknown(&id)).await.map(drop)
+        })
+    }
+}
+
+fn path(id: &ExecutionId, rest: &str) -> String {
+    format!("/ballet/v1/workflows/{}{rest}", segment(id.as_str()))
+}
+
+fn unknown(id: &ExecutionId) -> WorkflowsError {
+    WorkflowsError::UnknownExecution(id.clone())
 }
 
 #[derive(Deserialize)]
 struct RawStarted {
     id: ExecutionId,
     new: bool,
-}
-
-/// What both of the orchestrator's error bodies have: Conductor's and the problem document.
-#[derive(Default, Deserialize)]
-struct RawError {
-    message: Option<String>,
-    code: Option<String>,
 }
 
 impl Workflows for RemoteWorkflows {
@@ -82,9 +91,7 @@ impl Workflows for RemoteWorkflows {
     fn get(&self, id: &ExecutionId) -> Later<'_, Result<WorkflowDocument, WorkflowsError>> {
         let id = id.clone();
         Box::pin(async move {
-            let request =
-                self.request(Method::GET, &format!("/api/workflow/{}?includeTasks=true", segment(id.as_str())));
-            let answer = self.send(request, || WorkflowsError::UnknownExecution(id.clone())).await?;
+            let answer = self.send(self.request(Method::GET, &path(&id, "")), || unknown(&id)).await?;
             let json: Value = answer.json().map_err(unexpected)?;
             let status = ExecutionStatus::deserialize(&json["status"])
                 .map_err(|error| WorkflowsError::Unknown(format!("the document's status: {error}")))?;
@@ -93,33 +100,21 @@ impl Workflows for RemoteWorkflows {
     }
 
     fn signal(&self, id: &ExecutionId, task: &str, output: Value) -> Later<'_, Result<(), WorkflowsError>> {
-        let (id, task) = (id.clone(), task.to_owned());
-        Box::pin(async move {
-            let path = format!("/api/tasks/{}/{}/COMPLETED", segment(id.as_str()), segment(&task));
-            let request = self.request(Method::POST, &path).json(&output);
-            let answer = self.send(request, || WorkflowsError::UnknownExecution(id.clone())).await?;
-            if answer.body.is_empty() {
-                return Err(WorkflowsError::Conflict(format!("execution `{id}` has no open task `{task}`")));
-            }
-            Ok(())
-        })
+        let request = self.request(Method::POST, &path(id, &format!("/signal/{}", segment(task)))).json(&output);
+        self.command(id, request)
     }
 
     fn terminate(&self, id: &ExecutionId, reason: &str) -> Later<'_, Result<(), WorkflowsError>> {
-        let path = format!("/api/workflow/{}?reason={}", segment(id.as_str()), segment(reason));
-        let id = id.clone();
-        Box::pin(async move {
-            let request = self.request(Method::DELETE, &path).retries(Retries::ConnectOnly);
-            self.send(request, || WorkflowsError::UnknownExecution(id)).await.map(drop)
-        })
+        let request = self.request(Method::POST, &path(id, "/terminate")).json(&json!({"reason": reason}));
+        self.command(id, request)
     }
 }
 
 /// The orchestrator's own error back: by its code, else by the status.
 fn refused(answer: &Response, unknown: impl FnOnce() -> WorkflowsError) -> WorkflowsError {
-    let raw: RawError = answer.json().unwrap_or_default();
-    let text = raw.message.unwrap_or_else(|| said(&answer.json::<Problem>().unwrap_or_else(|_| answer.problem())));
-    match (raw.code.as_deref(), answer.status.as_u16()) {
+    let problem = answer.problem();
+    let text = said(&problem);
+    match (problem.code.as_deref(), answer.status.as_u16()) {
         (Some("WF001" | "WF002"), _) | (_, 404) => unknown(),
         (Some("WF003"), _) => WorkflowsError::Invalid(text),
         (Some("WF004"), _) | (_, 409) => WorkflowsError::Conflict(text),

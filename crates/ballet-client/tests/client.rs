@@ -130,8 +130,8 @@ async fn the_platforms_errors_come_back_as_what_they_were() {
     assert!(matches!(remote.start(start).await, Err(WorkflowsError::Unavailable(_))));
     assert!(RemoteDiscovery::new(client, gone).resolve(&name).await.is_err());
 
-    let conductor = "HTTP/1.1 409 Conflict\r\nconnection: close\r\ncontent-length: 36\r\n\r\n{\"status\":409,\"message\":\"has ended\"}\n";
-    let (url, _) = server(Box::leak(Box::new([conductor]))).await;
+    let problem = "HTTP/1.1 409 Conflict\r\nconnection: close\r\ncontent-length: 69\r\n\r\n{\"title\":\"conflict\",\"status\":409,\"code\":\"WF004\",\"detail\":\"has ended\"}";
+    let (url, _) = server(Box::leak(Box::new([problem]))).await;
     let remote = RemoteWorkflows::new(Client::with("tests", Retries::None), &url);
     let error = remote.terminate(&"x-1".parse().unwrap(), "why not").await.unwrap_err();
     assert!(matches!(&error, WorkflowsError::Conflict(text) if text == "has ended"), "{error:?}");
