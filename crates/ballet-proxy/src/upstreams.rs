@@ -331,7 +331,15 @@ impl Upstream {
             Ok(response) => outcome_of(response.status),
             // It answered, only too much.
             Err(CallError::TooLarge | CallError::Invalid(_)) => Outcome::Success,
-            Err(_) => Outcome::Failure,
+            Err(
+                CallError::NoInstance
+                | CallError::Connect(_)
+                | CallError::BreakerOpen { .. }
+                | CallError::BulkheadFull
+                | CallError::TimedOut { .. }
+                | CallError::Lost(_)
+                | CallError::Malformed(_),
+            ) => Outcome::Failure,
         };
         self.settle(attempt, outcome, now);
         result

@@ -137,6 +137,7 @@ impl Chunks {
             (State::TrailerValue, b'\t' | b' '..=b'~' | 0x80..) => Ok(State::TrailerValue),
             (State::TrailerName, b':') => Ok(State::TrailerValue),
             (State::TrailerStart | State::TrailerName, _) if super::token(&[byte]) => Ok(State::TrailerName),
+            // Whatever else stands here; the other states never come here.
             (_, _) => Err(BadChunk("a trailer is not a header line")),
         }
     }
