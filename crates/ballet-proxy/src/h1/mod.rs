@@ -1,6 +1,6 @@
 //! HTTP/1.1 without I/O: bytes in, decisions out (RFC 9110, RFC 9112, stricter where leniency lets requests be smuggled).
 //!
-//! Heads are tokenised by `httparse` and then judged here. A parsed head keeps only offsets ([`Field`]) into the bytes it
+//! Heads are tokenised by `httparse` and then judged here. A parsed head keeps only offsets into the bytes it
 //! was read from, so nothing is allocated per request.
 
 pub mod chunks;
