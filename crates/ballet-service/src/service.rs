@@ -373,7 +373,8 @@ impl Builder {
     }
 
     /// What `main` does: without an argument serves until TERM; `init` migrates and seeds; `rebuild NAME` builds a
-    /// projection anew. Exit code 0 when done, 1 when it did not start, 2 for other arguments.
+    /// projection anew. Exit code 0 when done, 1 when it did not start, 2 for other
+    /// arguments and a bad environment.
     pub async fn main(self) -> ExitCode {
         let name = self.name.clone();
         let args: Vec<String> = std::env::args().skip(1).collect();
@@ -393,7 +394,10 @@ impl Builder {
         };
         result.await.unwrap_or_else(|error: StartError| {
             eprintln!("{name}: {} ({})", Chain(&error), error.code());
-            ExitCode::FAILURE
+            match error {
+                StartError::Config(_) => ExitCode::from(2),
+                StartError::MigrationChanged(_) | StartError::Store(_) | StartError::Listen { .. } => ExitCode::FAILURE,
+            }
         })
     }
 }

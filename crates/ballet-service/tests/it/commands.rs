@@ -1,5 +1,7 @@
 //! Commands: what is kept under a key, what is not, tombstones, and bad bodies.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::rig::{Gate, Rig, text};
@@ -81,7 +83,7 @@ async fn a_second_waits_for_the_first_then_is_told_to_come_again() {
     let first = tokio::spawn(request().send());
     // The gate is shut, so the first is under way for as long as we like.
     let early = loop {
-        let early = request().timeout(std::time::Duration::from_millis(500)).send().await.unwrap();
+        let early = request().timeout(Duration::from_millis(500)).send().await.unwrap();
         if early.status == 425 {
             break early;
         }
@@ -161,4 +163,23 @@ async fn bad_requests_say_what_is_wrong() {
     let method = rig.get("/things").send().await.unwrap();
     assert_eq!((method.status.as_u16(), method.problem().code.as_deref()), (405, Some("CH019")));
     assert_eq!(method.header("allow"), Some("POST"));
+}
+
+#[tokio::test]
+async fn waiting_for_a_row_ends_with_the_row_or_the_wait() {
+    let rig = Rig::start().await;
+    let store = rig.service.context().store().clone();
+    let find = |name: &'static str| {
+        move |db: &rusqlite::Connection| {
+            let found = db.prepare("SELECT 1 FROM things WHERE name = ?1")?.exists([name])?;
+            Ok(found.then_some(name))
+        }
+    };
+    let waiting = tokio::spawn({
+        let store = store.clone();
+        async move { store.wait_for(Duration::from_secs(20), find("late")).await }
+    });
+    rig.post("/things", &json!({"name": "late"})).send().await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap(), Some("late"));
+    assert_eq!(store.wait_for(Duration::from_millis(20), find("never")).await.unwrap(), None);
 }
