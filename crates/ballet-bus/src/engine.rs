@@ -93,6 +93,14 @@ impl Engine {
         }
     }
 
+    /// The target is back: what was put off is due, as far as the broker can.
+    pub(crate) fn resume(&self, topic: &TopicName, group: &GroupName) {
+        match self {
+            Self::Embedded(embedded) => embedded.resume(topic.clone(), group.clone()),
+            Self::Other(_) => {}
+        }
+    }
+
     /// Writes what is left and ends.
     pub(crate) async fn close(&self) -> Result<(), StoreError> {
         match self {

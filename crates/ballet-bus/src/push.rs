@@ -36,7 +36,7 @@ const MAX_DELIVERY: Duration = Duration::from_secs(90);
 const TAKE_WAIT: Duration = Duration::from_secs(600);
 /// Caps of the first and of the longest pause.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Longest rest that a target may ask for with `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
@@ -171,8 +171,13 @@ impl Worker {
 
     fn reached(&self, pause: &mut Pause) {
         if pause.rounds > 0 {
-            let Subscription { topic, target, .. } = &*self.subscription;
+            let Subscription { topic, group, target, .. } = &*self.subscription;
             info!(%topic, %target, "the subscription goes on");
+            // After one round, the next event went through: it was not the target that was away, but one event that it
+            // never takes, and that one keeps its rest.
+            if pause.rounds > 1 {
+                self.shared.engine.resume(topic, group);
+            }
             *pause = Pause::default();
         }
     }
@@ -488,8 +493,8 @@ mod tests {
         }
         assert_eq!(pause.rounds, 12);
         assert!((50..=100).contains(&rests[0]), "{rests:?}");
-        assert!(rests[1..8].windows(2).all(|w| w[1] * 10 >= w[0] * 9), "{rests:?}");
-        assert!(rests[9..].iter().all(|r| (5_000..=10_000).contains(r)), "{rests:?}");
+        assert!(rests[1..5].windows(2).all(|w| w[1] * 10 >= w[0] * 9), "{rests:?}");
+        assert!(rests[9..].iter().all(|r| (1_000..=2_000).contains(r)), "{rests:?}");
         pause.wait(Some(Duration::from_secs(3600)), now, &mut rng);
         assert_eq!(pause.until(now), Some(now + MAX_RETRY_AFTER), "nobody puts us off for an hour");
     }

@@ -54,6 +54,7 @@ pub(crate) enum Ask {
     Nack(Receipt, Duration, Answer<()>),
     /// The attempt does not count, and nothing is written. `true`: it is due again only after a while.
     Return(Receipt, bool),
+    Resume(TopicName, GroupName),
     Bury(Receipt, String, Answer<()>),
     Dead(TopicName, GroupName, Offset, usize, Answer<Vec<DeadLetter>>),
     Replay(TopicName, GroupName, Offset, Answer<()>),
@@ -226,6 +227,12 @@ impl Engine {
                 };
                 // Whoever gives back what is not his any more changes nothing.
                 let _ = self.settle(&receipt, back);
+            }
+            Ask::Resume(topic, group) => {
+                if let Ok(group) = self.group(&topic, &group) {
+                    group.resume();
+                    self.stirred.insert(topic);
+                }
             }
             Ask::Bury(receipt, reason, answer) => self.bury(receipt, reason, answer),
             Ask::Dead(topic, group, from, limit, answer) => self.dead(&topic, &group, from, limit, answer),
@@ -720,7 +727,7 @@ impl Ask {
             Self::Take(take) => drop(take.answer.send(Err(error))),
             Self::Dead(_, _, _, _, answer) => drop(answer.send(Err(error))),
             Self::Groups(_, answer) => drop(answer.send(Err(error))),
-            Self::Return(..) => {}
+            Self::Return(..) | Self::Resume(..) => {}
         }
     }
 }

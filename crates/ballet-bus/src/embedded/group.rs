@@ -267,7 +267,7 @@ impl Group {
     /// Makes an event due again after a delay.
     pub(crate) fn give_back(&mut self, offset: i64, now: Instant, delay: Duration, writes: &mut Vec<Write>) {
         let Some(entry) = self.entries.get_mut(&offset) else { return };
-        entry.row = true;
+        (entry.row, entry.put_off) = (true, 0);
         writes.push(Write::Waits { offset, attempts: entry.attempts, delay });
         let state = if delay.is_zero() { State::Ready } else { State::Later(now + delay) };
         self.move_to(offset, state);
@@ -292,6 +292,16 @@ impl Group {
             entry.put_off += 1;
             let rest = cap(PUT_OFF_FIRST, PUT_OFF_MAX, entry.put_off);
             self.move_to(offset, State::Later(now + rest));
+        }
+    }
+
+    /// The target is back: whatever was put off is due.
+    pub(crate) fn resume(&mut self) {
+        let later: Vec<i64> = self.later.iter().map(|(_, offset)| *offset).collect();
+        for offset in later {
+            if self.entries.get_mut(&offset).is_some_and(|entry| std::mem::take(&mut entry.put_off) > 0) {
+                self.move_to(offset, State::Ready);
+            }
         }
     }
 

@@ -90,6 +90,12 @@ impl Embedded {
         let _ = self.asks.try_send(Ask::Return(receipt, tried));
     }
 
+    /// Makes everything due that was given back as tried: the target is back.
+    pub fn resume(&self, topic: TopicName, group: GroupName) {
+        // Without a place in the queue they are due in 10 s at most.
+        let _ = self.asks.try_send(Ask::Resume(topic, group));
+    }
+
     fn ask<T>(&self, make: impl FnOnce(Answer<T>) -> Ask) -> Reply<T> {
         let (answer, reply) = Reply::new();
         // A stopped engine drops the answer, and the reply says so.
