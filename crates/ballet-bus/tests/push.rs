@@ -24,10 +24,13 @@ use ballet_store::Memory;
 
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
+/// Status and body.
+type Answer = (u16, &'static str);
+
 /// A service that answers as it is told, and 204 when it is not.
 #[derive(Clone, Default)]
 struct Inventory {
-    answers: Arc<Mutex<BTreeMap<String, VecDeque<(u16, &'static str)>>>>,
+    answers: Arc<Mutex<BTreeMap<String, VecDeque<Answer>>>>,
     seen: Arc<Mutex<Vec<(HeaderMap, Value)>>>,
 }
 
@@ -42,7 +45,7 @@ impl Inventory {
         Upstreams::new("bus", Arc::new(Fixed::new([("inventory".parse().unwrap(), address)])), policies, 1)
     }
 
-    fn answer(&self, subject: &str, answers: impl IntoIterator<Item = (u16, &'static str)>) {
+    fn answer(&self, subject: &str, answers: impl IntoIterator<Item = Answer>) {
         self.answers.lock().unwrap().insert(subject.into(), answers.into_iter().collect());
     }
 
