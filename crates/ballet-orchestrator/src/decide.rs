@@ -1041,3 +1041,6 @@ fn task_id(x: &Execution, index: usize, retry: u32, at: Timestamp) -> String {
     let at = u64::try_from(at.millis()).unwrap_or_default();
     uuid::Builder::from_unix_timestamp_millis(at, &random).into_uuid().to_string()
 }
+
+#[cfg(test)]
+mod tests;

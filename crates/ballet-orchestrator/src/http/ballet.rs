@@ -133,7 +133,11 @@ async fn remove(State(handle): State<Handle>, Path(id): Path<String>) -> Answer<
 }
 
 /// `{reason?}` → 202: it ends once what has to be undone is undone.
-async fn terminate(State(handle): State<Handle>, Path(id): Path<String>, body: Result<Body, Failure>) -> Answer<StatusCode> {
+async fn terminate(
+    State(handle): State<Handle>,
+    Path(id): Path<String>,
+    body: Result<Body, Failure>,
+) -> Answer<StatusCode> {
     let request = body?.object()?;
     handle.terminate(&execution_id(&id)?, request["reason"].as_str().unwrap_or("terminated by an operator")).await?;
     Ok(StatusCode::ACCEPTED)

@@ -84,7 +84,13 @@ async fn start(State(handle): State<Handle>, Trace(trace): Trace, body: Body) ->
 }
 
 /// Starts under an id made of name and key: whoever comes second finds it.
-async fn start_once(handle: &Handle, wish: Wish, name: &WorkflowName, key: &str, strategy: &str) -> Answer<ExecutionId> {
+async fn start_once(
+    handle: &Handle,
+    wish: Wish,
+    name: &WorkflowName,
+    key: &str,
+    strategy: &str,
+) -> Answer<ExecutionId> {
     for run in 0..MAX_RUNS_PER_KEY {
         let digest = Sha256::digest(format!("{name}\0{key}\0{run}"));
         let mut bytes = [0; 16];
@@ -127,9 +133,7 @@ async fn start_once(handle: &Handle, wish: Wish, name: &WorkflowName, key: &str,
 fn priority(value: i64) -> Answer<u8> {
     match u8::try_from(value) {
         Ok(priority) if priority <= 99 => Ok(priority),
-        Ok(_) | Err(_) => {
-            Err(crate::plan::PlanError::new("priority", "priority must be from 0 to 99").into())
-        }
+        Ok(_) | Err(_) => Err(crate::plan::PlanError::new("priority", "priority must be from 0 to 99").into()),
     }
 }
 

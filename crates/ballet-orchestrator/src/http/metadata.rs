@@ -46,7 +46,9 @@ async fn update(State(handle): State<Handle>, body: Body) -> Answer<Json<Value>>
             Err(error) => drop(failed.insert(name, json!(error.to_string()))),
         }
     }
-    Ok(Json(json!({ "bulkErrorResults": failed, "bulkSuccessfulResults": done, "message": "Bulk Request has been processed." })))
+    Ok(Json(
+        json!({ "bulkErrorResults": failed, "bulkSuccessfulResults": done, "message": "Bulk Request has been processed." }),
+    ))
 }
 
 async fn validate(body: Body) -> Answer<()> {
@@ -95,7 +97,8 @@ fn version_row(definition: &Value) -> Value {
 async fn one(State(handle): State<Handle>, Path(name): Path<String>, params: Params) -> Answer<Json<Value>> {
     let version: u32 = params.number("version", 0)?;
     let found = handle.catalog().definition(&name, Some(version).filter(|v| *v > 0));
-    let found = found.ok_or_else(|| Failure::missing(format!("No such workflow found by name: {name}, version: {version}")))?;
+    let found =
+        found.ok_or_else(|| Failure::missing(format!("No such workflow found by name: {name}, version: {version}")))?;
     Ok(Json(Value::clone(&found)))
 }
 

@@ -115,7 +115,14 @@ async fn update_v2(State(handle): State<Handle>, body: Body) -> Answer<Response>
     }
 }
 
-async fn reference(handle: &Handle, id: &str, reference: &str, status: &str, params: &Params, body: Body) -> Answer<Option<String>> {
+async fn reference(
+    handle: &Handle,
+    id: &str,
+    reference: &str,
+    status: &str,
+    params: &Params,
+    body: Body,
+) -> Answer<Option<String>> {
     let update = TaskUpdate {
         merge: true,
         worker: params.get("workerid").map(str::to_owned),
