@@ -1,6 +1,7 @@
 //! Whole-system tests, in one binary: they share one running shop.
 
 mod people;
+mod readme;
 mod shop_api;
 mod shop_orders;
 mod shop_trouble;
