@@ -77,7 +77,7 @@ fn conductor_sdk() -> anyhow::Result<PathBuf> {
 /// Installs command-line tools whose package has their name.
 fn tools(names: &[&str]) -> anyhow::Result<()> {
     let there = |tool: &&str| Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
-    let missing: Vec<&str> = names.iter().copied().filter(|tool| !there(&tool)).collect();
+    let missing: Vec<&str> = names.iter().copied().filter(|tool| !there(tool)).collect();
     if missing.is_empty() { Ok(()) } else { apt(&missing) }
 }
 
