@@ -132,7 +132,7 @@ pub(crate) fn handed(plan: &Plan, x: &Execution, index: usize) -> Value {
 pub(crate) fn summary(x: &Execution) -> Value {
     let (input, output) = (x.input.to_string(), object(&x.output).to_string());
     let took = if x.ended == Timestamp(0) { 0 } else { x.ended.0.saturating_sub(x.created.0).max(0) };
-    let failed = x.ending.as_ref().map(|e| e.step.clone()).unwrap_or_default();
+    let failed: Vec<&str> = x.ending.iter().map(|e| e.step.as_str()).filter(|step| !step.is_empty()).collect();
     let mut json = json!({
         "workflowType": x.name,
         "version": x.version,
@@ -141,8 +141,8 @@ pub(crate) fn summary(x: &Execution) -> Value {
         "updateTime": x.updated.to_string(),
         "status": status_word(x.status),
         "executionTime": took,
-        "failedReferenceTaskNames": failed,
-        "failedTaskNames": if failed.is_empty() { vec![] } else { vec![failed.clone()] },
+        "failedReferenceTaskNames": failed.join(","),
+        "failedTaskNames": failed,
         "priority": x.priority,
         "taskToDomain": {},
         "parentWorkflowId": "",

@@ -390,7 +390,7 @@ pub(crate) fn normal_task_def(given: &Value) -> Result<Value, PlanError> {
         ("backoffScaleFactor", 1),
         ("maxRetryDelaySeconds", 0),
     ] {
-        if !all[key].as_i64().is_some_and(|n| n >= least) {
+        if all[key].as_i64().is_none_or(|n| n < least) {
             return Err(PlanError::new(key, format!("must be a whole number from {least}")));
         }
     }
@@ -500,7 +500,7 @@ fn step(task: &Value, task_defs: &Map<String, Value>) -> Result<Step, PlanError>
         let policy = extension["policy"].as_str().map(str::to_owned);
         (Work::Call(Upstream { service: upstream, policy }), input)
     } else {
-        let queue = if kind == "SIMPLE" { name.clone() } else { kind.clone() };
+        let queue = if kind == "SIMPLE" { name.clone() } else { kind };
         let response_timeout = match &def {
             Some(def) => Duration::from_secs(def["responseTimeoutSeconds"].as_u64().unwrap_or(3600)),
             None if ours => RESPONSE_TIMEOUT,

@@ -532,14 +532,13 @@ fn run_world(seed: u64) {
         world.exchange(&key, false);
     }
     let in_force = |i: usize| world.done.contains_key(&format!("line-1/s{i}/0"));
-    let all = 0..steps.len();
     match x.status {
         ExecutionStatus::Completed => {
-            assert!(all.clone().all(in_force), "seed {seed}: completed, but not all of it is done");
+            assert!((0..steps.len()).all(in_force), "seed {seed}: completed, but not all of it is done");
             assert!(world.undo_order.is_empty() && world.told == 0, "seed {seed}: nothing was undone");
         }
         _ => {
-            let left: Vec<usize> = all.filter(|i| steps[*i].0 && in_force(*i)).collect();
+            let left: Vec<usize> = (0..steps.len()).filter(|i| steps[*i].0 && in_force(*i)).collect();
             assert!(left.is_empty(), "seed {seed}: failed, but {left:?} are still done: {x:#?}");
             assert!(world.told > 0, "seed {seed}: `failed:` was told");
             let mut order = world.undo_order.clone();
