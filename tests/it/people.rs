@@ -4,15 +4,15 @@ use ballet_tests::{Ballet, Reply};
 use serde_json::{Value, json};
 
 /// Somebody who is logged in.
-pub struct Person {
+pub(crate) struct Person {
     /// Their id.
-    pub id: String,
+    pub(crate) id: String,
     /// Their token.
-    pub token: String,
+    pub(crate) token: String,
 }
 
 /// Logs in.
-pub async fn login(shop: &Ballet, email: &str, password: &str) -> Person {
+pub(crate) async fn login(shop: &Ballet, email: &str, password: &str) -> Person {
     let body = json!({"email": email, "password": password});
     // Ten logins a minute from one address: others use their own address in the tests' eyes, so wait for a turn here.
     loop {
@@ -29,25 +29,25 @@ pub async fn login(shop: &Ballet, email: &str, password: &str) -> Person {
 }
 
 /// The seeded customer, logged in once.
-pub async fn ada() -> &'static Person {
+pub(crate) async fn ada() -> &'static Person {
     static ADA: tokio::sync::OnceCell<Person> = tokio::sync::OnceCell::const_new();
     ADA.get_or_init(|| login(&crate::SHOP, "ada@shop.test", "correct-horse-battery")).await
 }
 
 /// The seeded member of staff, logged in once.
-pub async fn staff() -> &'static Person {
+pub(crate) async fn staff() -> &'static Person {
     static STAFF: tokio::sync::OnceCell<Person> = tokio::sync::OnceCell::const_new();
     STAFF.get_or_init(|| login(&crate::SHOP, "staff@shop.test", "correct-horse-battery")).await
 }
 
 /// Orders one product and answers the order's first answer.
-pub async fn order(shop: &Ballet, person: &Person, product: &str, quantity: u32, card: &str) -> Reply {
+pub(crate) async fn order(shop: &Ballet, person: &Person, product: &str, quantity: u32, card: &str) -> Reply {
     let body = json!({"items": [{"productId": product, "quantity": quantity}], "card": card});
     shop.at_gateway("POST", "/orders").token(&person.token).json(body).send().await
 }
 
 /// Waits until an order has left PENDING; answers it.
-pub async fn settled(shop: &Ballet, person: &Person, id: &str) -> Value {
+pub(crate) async fn settled(shop: &Ballet, person: &Person, id: &str) -> Value {
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         let order = shop.at_gateway("GET", &format!("/orders/{id}")).token(&person.token).send().await.expect(200).json;
@@ -60,7 +60,7 @@ pub async fn settled(shop: &Ballet, person: &Person, id: &str) -> Value {
 }
 
 /// Asks until the answer holds what is wanted; panics after a minute with the last one.
-pub async fn until(mut ask: impl AsyncFnMut() -> Reply, wanted: impl Fn(&Reply) -> bool) -> Reply {
+pub(crate) async fn until(mut ask: impl AsyncFnMut() -> Reply, wanted: impl Fn(&Reply) -> bool) -> Reply {
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         let reply = ask().await;

@@ -53,7 +53,8 @@ async fn bad_people_are_refused_field_by_field() {
         (json!({"email": "n@shop.test", "password": "longer-than-ten"}), "name"),
     ] {
         let refused = SHOP.at_gateway("POST", "/users").json(body).send().await.problem(400);
-        let fields: Vec<&Value> = refused.json["errors"].as_array().into_iter().flatten().map(|e| &e["field"]).collect();
+        let fields: Vec<&Value> =
+            refused.json["errors"].as_array().into_iter().flatten().map(|e| &e["field"]).collect();
         assert_eq!(fields, [field], "{}", refused.text);
     }
     let _ = SHOP.at_gateway("POST", "/users").body("application/json", "{").send().await.problem(400);
@@ -161,8 +162,10 @@ async fn stock_moves_by_staff_only_and_never_below_zero() {
     }
     // The same wish twice is one wish.
     let key = Uuid::new_v4().to_string();
-    let once = change("increase", json!(3)).token(staff).header("idempotency-key", key.clone()).send().await.expect(200);
-    let twice = change("increase", json!(3)).token(staff).header("idempotency-key", key.clone()).send().await.expect(200);
+    let once =
+        change("increase", json!(3)).token(staff).header("idempotency-key", key.clone()).send().await.expect(200);
+    let twice =
+        change("increase", json!(3)).token(staff).header("idempotency-key", key.clone()).send().await.expect(200);
     assert_eq!((once.json, twice.header("idempotency-replayed")), (twice.json.clone(), Some("true")));
     assert_eq!(twice.json["available"], before);
     let _ = change("increase", json!(4)).token(staff).header("idempotency-key", key).send().await.problem(422);
@@ -202,8 +205,15 @@ async fn staff_sends_a_notification_that_lands_in_a_file() {
     for (channel, to, folder) in [("email", "somebody@shop.test", "mail"), ("sms", "+4912345", "sms")] {
         let body = json!({"to": to, "channel": channel, "subject": "Hello", "text": mark});
         let _ = SHOP.at_gateway("POST", "/notifications").json(body.clone()).send().await.problem(401);
-        let _ = SHOP.at_gateway("POST", "/notifications").token(&ada().await.token).json(body.clone()).send().await.problem(403);
-        let sent = SHOP.at_gateway("POST", "/notifications").token(&staff().await.token).json(body).send().await.expect(202);
+        let _ = SHOP
+            .at_gateway("POST", "/notifications")
+            .token(&ada().await.token)
+            .json(body.clone())
+            .send()
+            .await
+            .problem(403);
+        let sent =
+            SHOP.at_gateway("POST", "/notifications").token(&staff().await.token).json(body).send().await.expect(202);
         assert!(sent.json["id"].is_string());
         let folder = SHOP.state().join(folder);
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);

@@ -51,19 +51,26 @@ async fn an_order_goes_all_its_way() {
     assert_eq!(told.json["items"].as_array().expect("items").len(), 1, "{}", told.text);
 
     // The engine did it, and shows it.
-    let execution = SHOP.at_platform("GET", &format!("/api/workflow/checkout-{id}?includeTasks=true")).send().await.expect(200);
+    let execution =
+        SHOP.at_platform("GET", &format!("/api/workflow/checkout-{id}?includeTasks=true")).send().await.expect(200);
     assert_eq!(execution.json["status"], "COMPLETED");
-    let tasks: Vec<_> = execution.json["tasks"].as_array().expect("tasks").iter().map(|t| t["referenceTaskName"].clone()).collect();
+    let tasks: Vec<_> =
+        execution.json["tasks"].as_array().expect("tasks").iter().map(|t| t["referenceTaskName"].clone()).collect();
     assert_eq!(tasks, [json!("reserve"), json!("charge"), json!("confirm")]);
     let steps: Vec<_> = order["steps"].as_array().expect("steps").iter().map(|s| s["name"].clone()).collect();
     assert_eq!(steps, [json!("reserve"), json!("charge"), json!("confirm")], "{order}");
 
     let list = until(
         async || SHOP.at_gateway("GET", "/orders?limit=50").token(&ada.token).send().await.expect(200),
-        |list| list.json["items"].as_array().is_some_and(|items| items.iter().any(|o| o["id"] == json!(id) && o["status"] == "CONFIRMED")),
+        |list| {
+            list.json["items"]
+                .as_array()
+                .is_some_and(|items| items.iter().any(|o| o["id"] == json!(id) && o["status"] == "CONFIRMED"))
+        },
     )
     .await;
-    let times: Vec<&str> = list.json["items"].as_array().expect("items").iter().filter_map(|o| o["createdAt"].as_str()).collect();
+    let times: Vec<&str> =
+        list.json["items"].as_array().expect("items").iter().filter_map(|o| o["createdAt"].as_str()).collect();
     assert!(times.windows(2).all(|w| w[0] >= w[1]), "newest first: {times:?}");
 }
 
@@ -95,7 +102,9 @@ async fn another_persons_order_is_not_found() {
     let person = json!({"email": email, "name": "Eve", "password": "longer-than-ten"});
     let _ = SHOP.at_gateway("POST", "/users").json(person).send().await.expect(201);
     let eve = crate::people::login(&SHOP, &email, "longer-than-ten").await;
-    for (method, path) in [("GET", format!("/orders/{id}")), ("PATCH", format!("/orders/{id}")), ("POST", format!("/orders/{id}/cancel"))] {
+    for (method, path) in
+        [("GET", format!("/orders/{id}")), ("PATCH", format!("/orders/{id}")), ("POST", format!("/orders/{id}/cancel"))]
+    {
         let request = SHOP.at_gateway(method, &path).token(&eve.token);
         let request = if method == "PATCH" { request.json(json!({"shipTo": {"city": "Ulm"}})) } else { request };
         assert_eq!(request.send().await.status, 404, "{method} {path}");
@@ -110,7 +119,11 @@ async fn a_refused_card_undoes_the_reservation() {
     let (before, _) = stock("hammock").await;
     let id = id_of(&order(&SHOP, ada, "hammock", 3, "card_refused").await.expect(202));
     let order = settled(&SHOP, ada, &id).await;
-    assert_eq!((order["status"].as_str(), order["reason"].as_str()), (Some("REJECTED"), Some("card-declined")), "{order}");
+    assert_eq!(
+        (order["status"].as_str(), order["reason"].as_str()),
+        (Some("REJECTED"), Some("card-declined")),
+        "{order}"
+    );
     assert_eq!(stock("hammock").await, (before, 0), "the goods are back before the order is rejected");
     let execution = SHOP.at_platform("GET", &format!("/api/workflow/checkout-{id}")).send().await.expect(200);
     assert_eq!(execution.json["status"], "FAILED", "{}", execution.text);
@@ -124,7 +137,13 @@ async fn a_refused_card_undoes_the_reservation() {
     )
     .await;
     let _ = SHOP.at_gateway("POST", &format!("/orders/{id}/cancel")).token(&ada.token).send().await.problem(409);
-    let _ = SHOP.at_gateway("PATCH", &format!("/orders/{id}")).token(&ada.token).json(json!({"shipTo": {"city": "Ulm"}})).send().await.problem(409);
+    let _ = SHOP
+        .at_gateway("PATCH", &format!("/orders/{id}"))
+        .token(&ada.token)
+        .json(json!({"shipTo": {"city": "Ulm"}}))
+        .send()
+        .await
+        .problem(409);
 }
 
 #[tokio::test]
@@ -132,7 +151,11 @@ async fn what_is_sold_out_rejects_the_order() {
     let ada = ada().await;
     let id = id_of(&order(&SHOP, ada, "sold-out", 1, "card_ok").await.expect(202));
     let order = settled(&SHOP, ada, &id).await;
-    assert_eq!((order["status"].as_str(), order["reason"].as_str()), (Some("REJECTED"), Some("out-of-stock")), "{order}");
+    assert_eq!(
+        (order["status"].as_str(), order["reason"].as_str()),
+        (Some("REJECTED"), Some("out-of-stock")),
+        "{order}"
+    );
     assert_eq!(stock("sold-out").await, (0, 0));
 }
 
@@ -160,7 +183,9 @@ async fn whoever_waits_gets_the_settled_order() {
 async fn six_buyers_want_the_last_one() {
     let ada = ada().await;
     let (before, _) = stock("last-one").await;
-    let placing: Vec<_> = (0..6).map(|_| tokio::spawn(async { id_of(&order(&SHOP, ada, "last-one", 1, "card_ok").await.expect(202)) })).collect();
+    let placing: Vec<_> = (0..6)
+        .map(|_| tokio::spawn(async { id_of(&order(&SHOP, ada, "last-one", 1, "card_ok").await.expect(202)) }))
+        .collect();
     let mut confirmed = 0;
     for id in placing {
         let order = settled(&SHOP, ada, &id.await.expect("placed")).await;
@@ -171,7 +196,11 @@ async fn six_buyers_want_the_last_one() {
         }
     }
     assert_eq!((confirmed, before), (1, 1));
-    until(async || SHOP.at_gateway("GET", "/inventory/last-one").send().await, |r| r.json["available"] == 0 && r.json["reserved"] == 0).await;
+    until(
+        async || SHOP.at_gateway("GET", "/inventory/last-one").send().await,
+        |r| r.json["available"] == 0 && r.json["reserved"] == 0,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -179,11 +208,15 @@ async fn the_same_order_posted_eight_times_at_once_is_one_order() {
     let ada = ada().await;
     let key = Uuid::new_v4().to_string();
     let body = json!({"items": [{"productId": "compass", "quantity": 1}], "card": "card_ok"});
-    let post = |body: &Value| SHOP.at_gateway("POST", "/orders").token(&ada.token).header("idempotency-key", key.clone()).json(body.clone());
-    let posting: Vec<_> = (0..8).map(|_| {
-        let request = post(&body);
-        tokio::spawn(async move { request.send().await })
-    }).collect();
+    let post = |body: &Value| {
+        SHOP.at_gateway("POST", "/orders").token(&ada.token).header("idempotency-key", key.clone()).json(body.clone())
+    };
+    let posting: Vec<_> = (0..8)
+        .map(|_| {
+            let request = post(&body);
+            tokio::spawn(async move { request.send().await })
+        })
+        .collect();
     let mut ids = std::collections::BTreeSet::new();
     let mut first = 0;
     for reply in posting {
@@ -205,7 +238,8 @@ async fn a_confirmed_order_is_cancelled_refunded_and_restocked() {
     let id = id_of(&order(&SHOP, ada, "lantern", 4, "card_ok").await.expect(202));
     let order = settled(&SHOP, ada, &id).await;
     let shipping = json!({"shipTo": {"city": "Ulm"}});
-    let _ = SHOP.at_gateway("PATCH", &format!("/orders/{id}")).token(&ada.token).json(shipping).send().await.expect(200);
+    let _ =
+        SHOP.at_gateway("PATCH", &format!("/orders/{id}")).token(&ada.token).json(shipping).send().await.expect(200);
     for _ in 0..2 {
         let _ = SHOP.at_gateway("POST", &format!("/orders/{id}/cancel")).token(&ada.token).send().await.expect(202);
     }
@@ -217,7 +251,11 @@ async fn a_confirmed_order_is_cancelled_refunded_and_restocked() {
     let payment = order["paymentId"].as_str().expect("a payment");
     let paid = SHOP.at_gateway("GET", &format!("/payments/{payment}")).token(&ada.token).send().await.expect(200);
     assert_eq!(paid.json["status"], "REFUNDED");
-    until(async || SHOP.at_gateway("GET", "/inventory/lantern").send().await, |r| r.json["available"] == before && r.json["reserved"] == 0).await;
+    until(
+        async || SHOP.at_gateway("GET", "/inventory/lantern").send().await,
+        |r| r.json["available"] == before && r.json["reserved"] == 0,
+    )
+    .await;
     until(
         async || SHOP.at_gateway("GET", &format!("/notifications?orderId={id}")).token(&ada.token).send().await,
         |reply| reply.json["items"].as_array().is_some_and(|items| items.len() == 2),

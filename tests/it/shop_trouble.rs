@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use ballet_tests::{Ballet, Command, bin};
-use serde_json::json;
 
 use crate::people::{login, order, settled, until};
 
@@ -51,7 +50,8 @@ async fn orders_settle_though_services_and_the_platform_are_killed() {
         .await;
     }
 
-    let pids: Vec<i64> = shop.ps()["services"].as_array().expect("services").iter().filter_map(|s| s["pid"].as_i64()).collect();
+    let pids: Vec<i64> =
+        shop.ps()["services"].as_array().expect("services").iter().filter_map(|s| s["pid"].as_i64()).collect();
     for _ in 0..6 {
         let placed = order(&shop, &ada, "notebook", 1, "card_ok").await.expect(202);
         ids.push(placed.json["id"].as_str().expect("an id").to_owned());
@@ -75,7 +75,8 @@ async fn orders_settle_though_services_and_the_platform_are_killed() {
 async fn a_stopped_service_opens_the_breaker_and_heals() {
     let shop = Ballet::shop();
     let ada = login(&shop, "ada@shop.test", PASSWORD).await;
-    let id = order(&shop, &ada, "notebook", 1, "card_ok").await.expect(202).json["id"].as_str().expect("an id").to_owned();
+    let id =
+        order(&shop, &ada, "notebook", 1, "card_ok").await.expect(202).json["id"].as_str().expect("an id").to_owned();
     let payment = settled(&shop, &ada, &id).await["paymentId"].as_str().expect("a payment").to_owned();
     let read = async || shop.at_gateway("GET", &format!("/payments/{payment}")).token(&ada.token).send().await;
     let _ = read().await.expect(200);
@@ -93,13 +94,18 @@ async fn a_stopped_service_opens_the_breaker_and_heals() {
         async move {
             until(
                 async || shop.at_platform("GET", "/ballet/v1/system").send().await,
-                |system| system.json["services"].as_array().is_some_and(|all| all.iter().any(|s| s["name"] == "payments" && s["breaker"] == wanted)),
+                |system| {
+                    system.json["services"]
+                        .as_array()
+                        .is_some_and(|all| all.iter().any(|s| s["name"] == "payments" && s["breaker"] == wanted))
+                },
             )
             .await
         }
     };
     // An order placed meanwhile waits, and is not rejected.
-    let waiting = order(&shop, &ada, "notebook", 1, "card_ok").await.expect(202).json["id"].as_str().expect("an id").to_owned();
+    let waiting =
+        order(&shop, &ada, "notebook", 1, "card_ok").await.expect(202).json["id"].as_str().expect("an id").to_owned();
     states("open").await;
     assert!(shop.command(&["start", "payments"]).status.success());
     until(read, |reply| reply.status == 200).await;
@@ -140,22 +146,28 @@ async fn a_reload_under_load_fails_no_request() {
     let manifest = folder.join("ballet.yaml");
     let text = std::fs::read_to_string(&manifest).expect("the manifest");
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let load: Vec<_> = (0..4).map(|_| {
-        let (request, stop) = (shop.at_gateway("GET", "/products/whisk"), stop.clone());
-        tokio::spawn(async move {
-            let mut count = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let reply = request.send().await;
-                assert_eq!(reply.status, 200, "{}", reply.text);
-                count += 1;
-            }
-            count
+    let load: Vec<_> = (0..4)
+        .map(|_| {
+            let (request, stop) = (shop.at_gateway("GET", "/products/whisk"), stop.clone());
+            tokio::spawn(async move {
+                let mut count = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let reply = request.send().await;
+                    assert_eq!(reply.status, 200, "{}", reply.text);
+                    count += 1;
+                }
+                count
+            })
         })
-    }).collect();
+        .collect();
     for n in 0..5 {
-        let added = text.replace("    GET /products:", &format!("    GET /reloaded/{n}: {{ redirect: /products }}\n    GET /products:"));
+        let added = text.replace(
+            "    GET /products:",
+            &format!("    GET /reloaded/{n}: {{ redirect: /products }}\n    GET /products:"),
+        );
         std::fs::write(&manifest, added).expect("written");
-        until(async || shop.at_gateway("GET", &format!("/reloaded/{n}")).send().await, |reply| reply.status == 307).await;
+        until(async || shop.at_gateway("GET", &format!("/reloaded/{n}")).send().await, |reply| reply.status == 307)
+            .await;
     }
     // A broken manifest changes nothing.
     std::fs::write(&manifest, "services: [").expect("written");
@@ -166,7 +178,6 @@ async fn a_reload_under_load_fails_no_request() {
         assert!(task.await.expect("no request failed") > 10);
     }
     let _ = shop.at_gateway("GET", "/orders").send().await.problem(401);
-    let _ = json!(null);
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {
