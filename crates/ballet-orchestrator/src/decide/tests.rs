@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use ballet_core::ExecutionId;
 use ballet_store::{Batch, Journal, Memory};
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt, SeedableRng};
 use serde_json::Map;
 
@@ -441,6 +442,7 @@ fn run_world(seed: u64) {
     steps.extend((0..rng.random_range(u32::from(undoable == 0)..3)).map(|_| (false, None)));
     let plan = line(&steps);
     let refuser = rng.random_range(0..steps.len() * 2);
+    let impatience = *[0.0, 0.002, 0.05].choose(&mut rng).unwrap();
     let bad_luck = rng.random_range(0.0..0.6);
     let (rows, mut world) = (Rows::new(), World::default());
     let mut x = execution(&plan);
@@ -454,20 +456,21 @@ fn run_world(seed: u64) {
         let new = matches!(next, Event::Start);
         let now = Now { stamp: Timestamp(run as i64), run };
         let fx = decide(&plan, &mut x, next, now).unwrap_or_default();
-        let mut crashed = false;
-        if fx.durable {
-            // A crash before the commit, or right after it.
-            let before = !new && rng.random_bool(0.03);
-            if !before {
-                rows.write(&plan, &mut x, &fx, new);
-            }
-            crashed = before || rng.random_bool(0.03);
+        // A crash before the commit, right after it, or while what it handed out is under way.
+        let before = fx.durable && !new && rng.random_bool(0.03);
+        if fx.durable && !before {
+            rows.write(&plan, &mut x, &fx, new);
         }
+        let crashed = before || rng.random_bool(0.05);
         if x.phase == Phase::Ended && !crashed {
             break;
         }
+        if !before {
+            calls.extend(fx.calls);
+        }
         if crashed {
-            ghosts.extend(calls.drain(..).filter_map(|t| x.tasks.get(t)).map(|t| x.key(&plan, t.role)));
+            // The services may see it now, or much later.
+            ghosts.extend(calls.drain(..).map(|t| x.key(&plan, x.tasks[t].role)));
             x = rows.read(&x.id);
             if x.phase == Phase::Ended {
                 break;
@@ -475,12 +478,11 @@ fn run_world(seed: u64) {
             next = Event::Recover;
             continue;
         }
-        calls.extend(fx.calls);
         if !ghosts.is_empty() && rng.random_bool(0.2) {
             let key = ghosts.swap_remove(rng.random_range(0..ghosts.len()));
             world.exchange(&key, false);
         }
-        if rng.random_bool(0.002) {
+        if rng.random_bool(impatience) {
             next = Event::Terminate { reason: "by chance".into() };
             continue;
         }
