@@ -28,10 +28,13 @@ pub fn bin(name: &str) -> PathBuf {
         let me = std::env::current_exe().expect("this program has a path");
         // target/debug/deps/it-…  →  target/debug
         let folder = me.ancestors().nth(2).expect("test programs lie in deps").to_path_buf();
-        let release: &[&str] = if folder.ends_with("release") { &["--release"] } else { &[] };
+        let profile = match folder.file_name().and_then(|name| name.to_str()) {
+            Some("debug") | None => "dev",
+            Some(name) => name,
+        };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--bins"]).args(release).current_dir(repository());
+        build.args(["build", "--quiet", "--bins", "--profile", profile]).current_dir(repository());
         assert!(build.status().expect("cargo runs").success(), "the programs cannot be built");
         folder
     });
@@ -44,6 +47,7 @@ pub struct Ballet {
     manifest: PathBuf,
     state: PathBuf,
     sets: Vec<String>,
+    launcher: Vec<String>,
     /// The gateway's address.
     pub gateway: SocketAddr,
     /// The platform's address.
@@ -68,11 +72,17 @@ impl Ballet {
 
     /// As [`Ballet::up`], with the state in a directory that outlives it.
     pub fn start(manifest: &Path, state: &Path, sets: &[&str]) -> Self {
-        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-        let child = spawn(manifest, state, &sets);
+        Self::launch(&[], manifest, state, sets)
+    }
+
+    /// As [`Ballet::start`], by a program that becomes the one whose name and arguments follow its own: `taskset -c 0`.
+    pub fn launch(launcher: &[&str], manifest: &Path, state: &Path, sets: &[&str]) -> Self {
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<String>>();
+        let (launcher, sets) = (owned(launcher), owned(sets));
+        let child = spawn(&launcher, manifest, state, &sets);
         let (gateway, platform) = wait_ready(child.id(), state);
         let (manifest, state) = (manifest.to_path_buf(), state.to_path_buf());
-        Self { child, manifest, state, sets, gateway, platform, _dir: None }
+        Self { child, manifest, state, sets, launcher, gateway, platform, _dir: None }
     }
 
     /// Kills `ballet` itself as the kernel would, and waits until it is gone.
@@ -86,7 +96,7 @@ impl Ballet {
         let mut sets = self.sets.clone();
         sets.push(format!("gateway.listen={}", self.gateway));
         sets.push(format!("platform.listen={}", self.platform));
-        self.child = spawn(&self.manifest, &self.state, &sets);
+        self.child = spawn(&self.launcher, &self.manifest, &self.state, &sets);
         (self.gateway, self.platform) = wait_ready(self.child.id(), &self.state);
     }
 
@@ -145,10 +155,20 @@ impl Drop for Ballet {
     }
 }
 
-fn spawn(manifest: &Path, state: &Path, sets: &[String]) -> Child {
-    let mut command = Command::new(bin("ballet"));
+fn spawn(launcher: &[String], manifest: &Path, state: &Path, sets: &[String]) -> Child {
+    let ballet = bin("ballet");
+    let mut command = match launcher {
+        [] => Command::new(ballet),
+        [program, words @ ..] => {
+            let mut command = Command::new(program);
+            command.args(words).arg(ballet);
+            command
+        }
+    };
     command.arg("up").arg(manifest).arg("--state").arg(state).arg("--tied");
-    for set in ["gateway.listen=127.0.0.1:0", "platform.listen=127.0.0.1:0"].into_iter().chain(sets.iter().map(String::as_str)) {
+    for set in
+        ["gateway.listen=127.0.0.1:0", "platform.listen=127.0.0.1:0"].into_iter().chain(sets.iter().map(String::as_str))
+    {
         command.arg("--set").arg(set);
     }
     std::fs::create_dir_all(state).expect("a directory for the state");
@@ -177,7 +197,9 @@ async fn poll_ready(pid: u32, state: &Path) -> Option<(SocketAddr, SocketAddr)> 
         if running["process"]["pid"] != pid {
             continue;
         }
-        let address = |key: &str| running["addresses"][key].as_str().and_then(|a| a.trim_start_matches("http://").parse::<SocketAddr>().ok());
+        let address = |key: &str| {
+            running["addresses"][key].as_str().and_then(|a| a.trim_start_matches("http://").parse::<SocketAddr>().ok())
+        };
         let (gateway, platform) = (address("gateway")?, address("platform")?);
         let Ok(system) = request(platform, "GET", "/ballet/v1/system").try_send().await else { continue };
         if system.json["ready"] == true {
