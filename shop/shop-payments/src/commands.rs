@@ -42,8 +42,7 @@ pub(crate) struct Refund {
 /// digest, which could be guessed.
 pub(crate) async fn add_card(user: User, ctx: Context, request: Request) -> Result<Reply> {
     let (head, body) = request.into_parts();
-    let Body(NewCard { number, expiry }) =
-        Body::from_request(Request::from_parts(head.clone(), body), &ctx).await?;
+    let Body(NewCard { number, expiry }) = Body::from_request(Request::from_parts(head.clone(), body), &ctx).await?;
     let mut invalid = Invalid::default();
     let card = card::read(&number, &expiry);
     invalid.unless(card.is_some(), "number", "not the number of a card");
@@ -98,7 +97,9 @@ pub(crate) async fn pay(caller: Caller, command: Command<NewPayment>) -> Result<
                     Reply::created(format!("/payments/{}", payment.id), &shown)
                 }
                 // An answer, so that the declined payment stays.
-                Status::Declined => Reply::problem(&problem::refused(402, "card-declined", "the bank refuses this card")),
+                Status::Declined => {
+                    Reply::problem(&problem::refused(402, "card-declined", "the bank refuses this card"))
+                }
             })
         })
         .await

@@ -137,10 +137,8 @@ pub(crate) fn of_order(db: &Connection, order: &str) -> Result<Vec<Payment>> {
 
 /// Everything that a check of the books needs.
 pub(crate) fn ledger(db: &Connection) -> Result<Value> {
-    let payments = db
-        .prepare(&format!("{PAYMENT} ORDER BY id"))?
-        .query_map([], as_payment)?
-        .collect::<Result<Vec<_>, _>>()?;
+    let payments =
+        db.prepare(&format!("{PAYMENT} ORDER BY id"))?.query_map([], as_payment)?.collect::<Result<Vec<_>, _>>()?;
     let unsent: i64 = db.query_row("SELECT count(*) FROM outbox WHERE sent_at IS NULL", [], |row| row.get(0))?;
     Ok(json!({"payments": payments, "unsent": unsent}))
 }

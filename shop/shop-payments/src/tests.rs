@@ -81,7 +81,10 @@ async fn cards_pay_are_refused_or_fail_twice() {
 
     let read = |path: &str| shop.get(&format!("/payments/{path}"));
     let shown = read(id).user("ada").send().await.expect(200).json;
-    assert_eq!((&shown["amount"], &shown["currency"], &shown["status"]), (&json!(1299), &json!("EUR"), &json!("CAPTURED")));
+    assert_eq!(
+        (&shown["amount"], &shown["currency"], &shown["status"]),
+        (&json!(1299), &json!("EUR"), &json!("CAPTURED"))
+    );
     assert!(shown["createdAt"].as_str().is_some_and(|at| at.ends_with('Z')));
     read(id).staff().send().await.expect(200);
     read(id).user("eve").send().await.problem(403, "CH007");
