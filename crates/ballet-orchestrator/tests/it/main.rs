@@ -4,4 +4,5 @@
 mod conductor;
 mod crash;
 mod saga;
+mod sdk;
 mod world;
