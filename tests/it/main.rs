@@ -2,9 +2,11 @@
 
 mod people;
 mod readme;
+mod seams;
 mod shop_api;
 mod shop_orders;
 mod shop_trouble;
+mod small;
 
 use std::sync::LazyLock;
 

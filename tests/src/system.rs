@@ -179,8 +179,12 @@ fn spawn(launcher: &[String], manifest: &Path, state: &Path, sets: &[String]) ->
 
 /// Waits until the system says that it is ready; panics with its log if it ends or takes too long.
 fn wait_ready(pid: u32, state: &Path) -> (SocketAddr, SocketAddr) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let waiting = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(poll_ready(pid, state))).join());
+    // In a thread of its own: a test may be asynchronous itself, and neither enters nor drops a runtime then.
+    let wait = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(poll_ready(pid, state))
+    };
+    let waiting = std::thread::scope(|scope| scope.spawn(wait).join());
     waiting.expect("the waiting thread ends").unwrap_or_else(|| {
         let log = std::fs::read_to_string(state.with_extension("log")).unwrap_or_default();
         let _ = std::io::stderr().write_all(log.as_bytes());
