@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::order::{Order, Status};
 
 /// How long the engine may take: an order is shown without it, too.
-const TIMEOUT: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest answer that is read.
 const ANSWER_BYTES: usize = 1 << 20;
 

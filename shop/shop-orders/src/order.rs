@@ -225,7 +225,8 @@ mod tests {
         let ship: Step = |order| order.ship_to(json!({"city": "Ulm"}));
         use Status::*;
         // Status, whether cancelling is noted, step; then: the status behind it and what is told, or a refusal.
-        let table: &[(Status, bool, Step, Option<(Status, &[&str])>)] = &[
+        type Row = (Status, bool, Step, Option<(Status, &'static [&'static str])>);
+        let table: &[Row] = &[
             (Pending, false, confirm, Some((Confirmed, &["order.confirmed"]))),
             (Pending, true, confirm, Some((Confirmed, &["order.confirmed", "order.cancel-requested"]))),
             (Confirmed, false, confirm, Some((Confirmed, &[]))),

@@ -39,14 +39,11 @@ pub(crate) async fn ledger(_: Internal, ctx: Context) -> Result<Json<Value>> {
 /// The steps of the order's workflows as the engine tells them; when it is out of reach, what the order itself knows.
 pub(crate) async fn with_steps(ctx: &Context, order: Order) -> WithSteps {
     let engine: &Engine = ctx.state();
-    let steps = match engine.steps(ctx, &format!("checkout-{}", order.id)).await {
-        Some(mut steps) => {
-            if order.cancel_requested {
-                steps.extend(engine.steps(ctx, &format!("cancel-order-{}", order.id)).await.unwrap_or_default());
-            }
-            steps
-        }
-        None => engine::known_steps(&order),
+    let (checkout, cancellation) = (format!("checkout-{}", order.id), format!("cancel-order-{}", order.id));
+    let cancellation = async { if order.cancel_requested { engine.steps(ctx, &cancellation).await } else { None } };
+    let steps = match tokio::join!(engine.steps(ctx, &checkout), cancellation) {
+        (Some(checkout), cancellation) => [checkout, cancellation.unwrap_or_default()].concat(),
+        (None, _) => engine::known_steps(&order),
     };
     WithSteps { order, steps }
 }
