@@ -65,6 +65,7 @@ struct Known {
     /// Every content that was ever there.
     all: HashMap<(String, u32, u32), Arc<Value>>,
     task_defs: Map<String, Value>,
+    /// Compiled without task definitions: those would have to be part of the key.
     plans: HashMap<(String, u32, u32), Arc<Plan>>,
 }
 
@@ -215,7 +216,6 @@ impl Catalog {
         self.journal.commit(Batch::of(ops)).await?;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.task_defs.extend(all);
-        known.plans.clear();
         Ok(())
     }
 
@@ -227,7 +227,6 @@ impl Catalog {
         self.journal.commit(Batch::of(vec![Op::Delete(&TASK_DEFS, row![name])])).await?;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.task_defs.remove(name);
-        known.plans.clear();
         Ok(())
     }
 
@@ -252,15 +251,19 @@ impl Catalog {
             let entry = entry.ok_or_else(missing)?;
             let task_defs = used(&entry.body, &known.task_defs);
             let key = (name.as_str().to_owned(), version, entry.revision);
-            if let Some(plan) = known.plans.get(&key) {
+            if task_defs.is_empty()
+                && let Some(plan) = known.plans.get(&key)
+            {
                 return Ok(Chosen { plan: plan.clone(), version, revision: entry.revision, task_defs });
             }
             (version, entry.revision, entry.body.clone(), task_defs)
         };
         let plan = Plan::compile(&body, &task_defs).map_err(|e| WorkflowsError::Invalid(e.to_string()))?;
         let plan = Arc::new(plan);
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.plans.insert((name.as_str().to_owned(), version, revision), plan.clone());
+        if task_defs.is_empty() {
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            known.plans.insert((name.as_str().to_owned(), version, revision), plan.clone());
+        }
         Ok(Chosen { plan, version, revision, task_defs })
     }
 
@@ -271,7 +274,6 @@ impl Catalog {
             None => {
                 let key = (x.name.clone(), x.version, x.revision);
                 let known = self.read();
-                // A cached plan was compiled with today's task definitions.
                 if x.task_defs.is_empty()
                     && let Some(plan) = known.plans.get(&key)
                 {

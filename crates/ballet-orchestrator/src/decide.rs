@@ -18,7 +18,7 @@ use ballet_core::{ExecutionStatus, Timestamp};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::outcome::Outcome;
+use crate::outcome::{MAX_OUTPUT, Outcome};
 use crate::plan::{Message, Overdue, Plan, Rest, UNDO_ATTEMPTS, Work};
 use crate::state::{Ending, Execution, Now, Out, Phase, Role, Series, SeriesState, Task, TaskStatus, View};
 
@@ -374,6 +374,11 @@ impl Decider<'_> {
                 t.updated = now.stamp;
                 self.x.dirty.insert(task);
                 self.note("in-progress", Some(task));
+            }
+            Verdict::Completed if size(&output) > MAX_OUTPUT => {
+                self.x.tasks[task].output = json!({});
+                let reason = format!("the output is longer than {MAX_OUTPUT} bytes");
+                self.outcome(role, Outcome::Unusable(reason));
             }
             Verdict::Completed => self.outcome(role, Outcome::Done(output)),
             Verdict::Failed => {
@@ -1024,6 +1029,10 @@ impl Decider<'_> {
     fn conflict<T>(&self, why: &str) -> Result<T, Conflict> {
         Err(Conflict(format!("execution `{}`: {why}", self.x.id)))
     }
+}
+
+fn size(value: &Value) -> usize {
+    serde_json::to_vec(value).map_or(0, |json| json.len())
 }
 
 /// An attempt's id: a UUID v7 whose random part is a hash, so that the decider stays pure.

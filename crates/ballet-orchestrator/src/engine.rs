@@ -9,6 +9,8 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use ballet_core::{
@@ -42,6 +44,10 @@ const COMMANDS: usize = 4_096;
 const WAITING_PER_EXECUTION: usize = 1_000;
 /// Most tasks in one answer to a poll.
 const MAX_POLL: usize = 1_000;
+/// Polls that wait at once, over all queues; more are answered empty at once.
+const MAX_PARKED: usize = 10_000;
+/// Longest input of an execution, in bytes of JSON: 1 MiB.
+const MAX_INPUT: usize = 1 << 20;
 /// How often engine time is written while something is live: what a crash may add to a timeout.
 const CLOCK_EVERY: u64 = 10_000;
 /// Rest before an execution whose commit failed is read again.
@@ -103,6 +109,7 @@ pub struct Engine {
 
     slots: HashMap<ExecutionId, Slot>,
     live: usize,
+    counts: Arc<Counts>,
     timers: BTreeSet<(u64, Timer)>,
     queues: HashMap<String, Queue>,
     parked: HashMap<u64, Parked>,
@@ -132,6 +139,17 @@ struct Slot {
     busy: bool,
     waiting: VecDeque<Pending>,
     timer: Option<u64>,
+    /// Counted among those that wait for an operator.
+    stuck: bool,
+}
+
+/// What `/metrics` is told of.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Executions in memory.
+    pub(crate) running: AtomicUsize,
+    /// Of these, executions with a stuck undo.
+    pub(crate) stuck: AtomicUsize,
 }
 
 struct Ready {
@@ -208,6 +226,7 @@ impl Engine {
         let mut owner = [0; 16];
         rng.fill_bytes(&mut owner);
         let stamp = u64::try_from(config.clock.now().0).unwrap_or_default();
+        let counts = Arc::new(Counts::default());
         let mut engine = Self {
             // The stamp and the process tell owners apart even when seeds are equal.
             owner: format!("orchestrator-{stamp}-{}-{}", std::process::id(), uuid::Uuid::from_bytes(owner).simple()),
@@ -226,6 +245,7 @@ impl Engine {
             since: now,
             slots: HashMap::new(),
             live: 0,
+            counts: counts.clone(),
             timers: BTreeSet::new(),
             queues: HashMap::new(),
             parked: HashMap::new(),
@@ -240,7 +260,7 @@ impl Engine {
         engine.claim().await?;
         engine.recover().await?;
         let task = tokio::spawn(engine.run());
-        Ok(Handle::new(sender, config.journal, config.clock, catalog, task.abort_handle()))
+        Ok(Handle::new(sender, config.journal, config.clock, catalog, counts, task.abort_handle()))
     }
 
     async fn run(mut self) {
@@ -344,6 +364,8 @@ impl Engine {
         self.upkeep = FuturesUnordered::new();
         self.slots.clear();
         self.live = 0;
+        self.counts.running.store(0, Relaxed);
+        self.counts.stuck.store(0, Relaxed);
         self.queues.clear();
         let polls: BTreeSet<_> = self.timers.iter().filter(|(_, t)| matches!(t, Timer::Poll(_))).cloned().collect();
         self.timers = polls;
@@ -477,6 +499,10 @@ impl Engine {
                 return Err(WorkflowsError::Invalid("a workflow's input is a JSON object".into()));
             }
         };
+        let size = serde_json::to_vec(&input).map_or(0, |json| json.len());
+        if size > MAX_INPUT {
+            return Err(WorkflowsError::Invalid(format!("the input has {size} bytes; {MAX_INPUT} are the limit")));
+        }
         for (key, value) in &chosen.plan.input_template {
             input.entry(key.clone()).or_insert_with(|| value.clone());
         }
@@ -584,6 +610,10 @@ impl Engine {
             if slot.ready.is_some() {
                 self.live -= 1;
             }
+            if slot.stuck {
+                self.counts.stuck.fetch_sub(1, Relaxed);
+            }
+            self.counts.running.store(self.live, Relaxed);
             for pending in slot.waiting {
                 self.submit(id.clone(), pending);
             }
@@ -612,9 +642,11 @@ impl Engine {
                         let Some(ready) = self.slots.get(id).and_then(|slot| slot.ready.as_ref()) else { return };
                         let found = match target {
                             Target::Id(task) => ready.x.task_index(&task),
+                            // Only what waits for somebody; a call under way has its own end.
                             Target::Reference(reference) => ready
                                 .plan
                                 .step(&reference)
+                                .filter(|i| matches!(ready.plan.steps[*i].work, Work::Poll(_)))
                                 .and_then(|i| ready.x.steps[i].as_ref().filter(|s| s.is_open()).map(|s| s.task)),
                         };
                         let Some(task) = found else {
@@ -733,7 +765,14 @@ impl Engine {
     }
 
     fn arm(&mut self, id: &ExecutionId) {
+        self.counts.running.store(self.live, Relaxed);
         let Some(slot) = self.slots.get_mut(id) else { return };
+        let stuck = slot.ready.as_ref().is_some_and(|ready| ready.x.compensation_state() == Some("stuck"));
+        match (std::mem::replace(&mut slot.stuck, stuck), stuck) {
+            (false, true) => drop(self.counts.stuck.fetch_add(1, Relaxed)),
+            (true, false) => drop(self.counts.stuck.fetch_sub(1, Relaxed)),
+            (true, true) | (false, false) => {}
+        }
         let due = slot.ready.as_ref().filter(|_| !slot.busy).and_then(|ready| next_due(&ready.plan, &ready.x));
         if slot.timer == due {
             return;
@@ -828,7 +867,7 @@ impl Engine {
         self.tickets += 1;
         let (ticket, name) = (self.tickets, poll.queue.clone());
         let until = self.now().after(poll.wait);
-        let at_once = poll.wait.is_zero();
+        let at_once = poll.wait.is_zero() || self.parked.len() >= MAX_PARKED;
         let queue = self.queues.entry(name.clone()).or_default();
         queue.last_poll = Some((poll.worker.clone(), self.clock.now().0));
         queue.parked.push_back(ticket);
@@ -992,7 +1031,7 @@ impl Engine {
 
 impl Slot {
     fn empty() -> Self {
-        Self { ready: None, busy: false, waiting: VecDeque::new(), timer: None }
+        Self { ready: None, busy: false, waiting: VecDeque::new(), timer: None, stuck: false }
     }
 }
 

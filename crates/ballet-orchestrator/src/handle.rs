@@ -1,12 +1,14 @@
 //! Speaks to the engine's task, and reads the journal where the engine has nothing in memory.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ballet_core::{
     Clock, ExecutionId, Later, Start, Started, Timestamp, WorkflowDocument, WorkflowName, Workflows, WorkflowsError,
 };
 use ballet_store::{Batch, Journal, Op, StoreError, row};
+use ballet_telemetry::{Sink, names};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -14,6 +16,7 @@ use tokio::task::AbortHandle;
 use crate::catalog::{Catalog, Existing};
 use crate::command::{Act, Acted, Answer, Command, Poll, QueueState, Target, Wish};
 use crate::decide::{Update, Verdict};
+use crate::engine::Counts;
 use crate::plan::Plan;
 use crate::search::{self, Found, Search};
 use crate::state::Execution;
@@ -34,6 +37,7 @@ pub struct Handle {
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
     catalog: Arc<Catalog>,
+    counts: Arc<Counts>,
     task: AbortHandle,
 }
 
@@ -75,9 +79,10 @@ impl Handle {
         journal: Arc<dyn Journal>,
         clock: Arc<dyn Clock>,
         catalog: Arc<Catalog>,
+        counts: Arc<Counts>,
         task: AbortHandle,
     ) -> Self {
-        Self { commands, journal, clock, catalog, task }
+        Self { commands, journal, clock, catalog, counts, task }
     }
 
     /// Registers a workflow of the manifest; answers the version that new executions get. The same content keeps its
@@ -223,6 +228,13 @@ impl Handle {
     /// `Unavailable`.
     pub async fn queues(&self) -> Result<Vec<QueueState>, WorkflowsError> {
         self.ask(Command::Queues).await
+    }
+
+    /// Tells `/metrics` how many executions are under way, and how many wait for an operator.
+    pub fn tell(&self, sink: &mut Sink) {
+        let count = |of: &AtomicUsize| of.load(Ordering::Relaxed) as f64;
+        sink.sample(&names::WORKFLOWS_RUNNING, &[], count(&self.counts.running));
+        sink.sample(&names::WORKFLOWS_STUCK, &[], count(&self.counts.stuck));
     }
 
     /// Stops: calls under way get `grace` to end, what is decided is written, the shards are given back.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ballet_core::{ExecutionStatus, Start, Workflows};
-use ballet_store::{Answer, Batch, Epoch, Journal, Memory, Owner, Page, Query, Reply, Shard, Table};
+use ballet_store::{Answer, Batch, Epoch, Journal, Memory, Owner, Page, Query, Reply, Shard, StoreError, Table};
 use serde_json::json;
 use tokio::sync::Notify;
 
@@ -108,4 +108,99 @@ async fn it_goes_on_after_a_crash_at_every_commit() {
             assert!(n >= 5, "{card}: an order has at least four commits, not {}", n - 1);
         }
     }
+}
+
+/// What goes wrong with one commit.
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    /// The disk refuses once.
+    Refused,
+    /// It is written, but the answer is lost.
+    LostAfter,
+    /// It is not written, and nobody knows.
+    LostBefore,
+}
+
+/// A journal with one bad moment.
+struct Moody {
+    inner: Memory,
+    left: AtomicI64,
+    trouble: Trouble,
+}
+
+impl Journal for Moody {
+    fn open(&self, tables: &[&'static Table]) -> Reply<()> {
+        self.inner.open(tables)
+    }
+
+    fn commit(&self, batch: Batch) -> Reply<()> {
+        if batch.fence.is_none() || self.left.fetch_sub(1, Ordering::SeqCst) != 1 {
+            return self.inner.commit(batch);
+        }
+        match self.trouble {
+            Trouble::Refused => Reply::ready(Err(StoreError::Failed("no space left".into()))),
+            Trouble::LostAfter => {
+                drop(self.inner.commit(batch));
+                Reply::ready(Err(StoreError::Unknown("gone".into())))
+            }
+            Trouble::LostBefore => Reply::ready(Err(StoreError::Unknown("gone".into()))),
+        }
+    }
+
+    fn scan(&self, query: Query) -> Reply<Page> {
+        self.inner.scan(query)
+    }
+
+    fn claim(&self, shards: &[Shard], owner: &Owner, lease: Duration) -> Reply<Vec<(Shard, Epoch)>> {
+        self.inner.claim(shards, owner, lease)
+    }
+}
+
+async fn goes_on(trouble: Trouble, n: i64) {
+    let services = Services::default();
+    let address = services.serve().await;
+    let journal = Arc::new(Moody { inner: Memory::default(), left: AtomicI64::new(n), trouble });
+    let handle = engine(journal, upstreams(address)).await;
+    let start = Start::new("checkout".parse().unwrap(), order("7")).id("checkout-7".parse().unwrap());
+    // Refused or unanswered: ask again.
+    for _ in 0..3 {
+        if handle.start(start.clone()).await.is_ok() {
+            break;
+        }
+    }
+    let document = settled(&handle, &"checkout-7".parse().unwrap()).await;
+    assert_eq!(document.status, ExecutionStatus::Completed, "{trouble:?} at commit {n}: {:#}", document.json);
+    let effects = services.effects();
+    assert!(effects.len() == 3 && effects.values().all(|n| *n == 1), "{trouble:?} at commit {n}: {effects:?}");
+}
+
+#[tokio::test]
+async fn it_goes_on_when_the_journal_refuses_or_does_not_answer() {
+    let mut cases = tokio::task::JoinSet::new();
+    for trouble in [Trouble::Refused, Trouble::LostAfter, Trouble::LostBefore] {
+        for n in 1..=4 {
+            cases.spawn(goes_on(trouble, n));
+        }
+    }
+    while let Some(done) = cases.join_next().await {
+        done.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_engine_gives_its_shards_to_the_next() {
+    let services = Services::default();
+    let address = services.serve().await;
+    let memory = Arc::new(Memory::default());
+    let first = engine(memory.clone(), upstreams(address)).await;
+    let waits = first.start(Start::new("waits".parse().unwrap(), json!({}))).await.unwrap();
+    first.shutdown(Duration::from_secs(5)).await;
+    assert!(first.start(Start::new("waits".parse().unwrap(), json!({}))).await.is_err(), "it has stopped");
+
+    // A lease of 15 s would hold the second one up.
+    let second = tokio::time::timeout(Duration::from_secs(5), engine(memory, upstreams(address))).await.unwrap();
+    let task = second.poll("wait", "w", 1, Duration::from_secs(5)).await.unwrap();
+    assert_eq!(task[0]["workflowInstanceId"], waits.id.as_str(), "it is offered again");
+    second.signal(&waits.id, "wait", json!({})).await.unwrap();
+    assert_eq!(settled(&second, &waits.id).await.status, ExecutionStatus::Completed);
 }
