@@ -1070,10 +1070,8 @@ fn request(of: &Value, key: &str, trace: &TraceContext) -> CallRequest {
             request = request.header(name.to_ascii_lowercase(), value);
         }
     }
-    request = request
-        .header(headers::IDEMPOTENCY_KEY, key)
-        .header(headers::TRACEPARENT, trace.to_string())
-        .header(headers::CALLER, "orchestrator");
+    // `ballet-caller` is the upstreams' own.
+    request = request.header(headers::IDEMPOTENCY_KEY, key).header(headers::TRACEPARENT, trace.to_string());
     match of.get("body") {
         Some(body) if !body.is_null() => request.json(body),
         Some(_) | None => request,

@@ -42,5 +42,5 @@ pub use command::QueueState;
 pub use decide::Verdict;
 pub use engine::{Config, Engine};
 pub use handle::{Handle, MAX_POLL_WAIT, TaskUpdate};
-pub use manifest::definition;
+pub use manifest::{check, definition};
 pub use search::{Found, MAX_SCANNED, Search};

@@ -18,6 +18,16 @@ pub fn definition(workflow: &Workflow) -> Value {
     }
 }
 
+/// Whether a workflow of the manifest can be run, without running anything: what `ballet check` asks.
+///
+/// # Errors
+/// The first mistake, with its place in the Conductor definition.
+pub fn check(workflow: &Workflow) -> Result<(), String> {
+    let mut definition = definition(workflow);
+    definition["version"] = json!(1);
+    crate::plan::Plan::compile(&definition, &Map::new()).map(drop).map_err(|error| error.to_string())
+}
+
 fn of_steps(name: &str, linear: &Linear) -> Value {
     let names = Names { steps: &linear.steps };
     let mut ballet = Map::new();

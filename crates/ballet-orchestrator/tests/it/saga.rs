@@ -146,3 +146,21 @@ async fn the_same_content_keeps_its_version() {
     let refused = handle.register_definition(&fork, next).await.unwrap_err().to_string();
     assert!(refused.contains("tasks[0].type: task type `FORK_JOIN` is not supported yet"), "{refused}");
 }
+
+#[test]
+fn the_shops_own_workflows_can_be_run() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shop/ballet.yaml").into();
+    let loaded = ballet_manifest::load(&ballet_manifest::LoadOptions { file, ..Default::default() }).unwrap();
+    for workflow in loaded.manifest.workflows.values() {
+        ballet_orchestrator::check(workflow).unwrap();
+    }
+    let checkout = ballet_orchestrator::definition(&loaded.manifest.workflows["checkout"]);
+    let confirm = &checkout["tasks"][2];
+    assert_eq!(
+        confirm["inputParameters"]["http_request"]["uri"],
+        "service://orders/orders/${workflow.input.id}/confirm"
+    );
+    assert_eq!(confirm["inputParameters"]["http_request"]["body"]["paymentId"], "${charge.output.response.body.id}");
+    assert_eq!(confirm["metadata"]["ballet"]["attempts"], "unlimited");
+    assert_eq!(checkout["timeoutSeconds"], 900);
+}
