@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ pub struct Upstream {
     fleet: Arc<Fleet>,
     rules: ArcSwap<Rules>,
     breaker: SharedBreaker,
+    /// Calls in a row that found no instance.
+    absences: AtomicU32,
     calls: AtomicU64,
     failures: AtomicU64,
     retries: AtomicU64,
@@ -140,6 +142,7 @@ impl Upstreams {
             caller: self.0.caller.clone(),
             fleet: fleet.clone(),
             breaker: SharedBreaker::new(&rules.policy.breaker),
+            absences: AtomicU32::new(0),
             rules: ArcSwap::from_pointee(rules),
             calls: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -166,7 +169,7 @@ impl Upstreams {
     /// Where the breakers stand, in the order of the services' names. A service that is called under several policies has
     /// a breaker for each.
     pub fn breakers(&self) -> Vec<(ServiceName, BreakerState)> {
-        self.all().iter().map(|u| (u.service.clone(), u.breaker.state())).collect()
+        self.all().iter().map(|u| (u.service.clone(), u.state())).collect()
     }
 
     /// How all upstreams stand, in the order of the services' names.
@@ -220,7 +223,7 @@ impl Upstream {
         UpstreamView {
             service: self.service.clone(),
             policy: rules.policy.clone(),
-            breaker: self.breaker.state(),
+            breaker: self.state(),
             breaker_transitions: self.breaker.transitions(),
             calls: self.calls.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
@@ -388,7 +391,10 @@ impl Upstream {
 
     pub(crate) fn try_attempt(&self, tried: &[SocketAddr], now: Instant) -> Result<Attempt, CallError> {
         // First the instance: a probe's permit must not be lost for want of one.
-        let endpoint = self.fleet.choose(tried, now).ok_or(CallError::NoInstance)?;
+        let Some(endpoint) = self.fleet.choose(tried, now) else { return Err(self.absent()) };
+        if self.absences.load(Ordering::Relaxed) != 0 {
+            self.absences.store(0, Ordering::Relaxed);
+        }
         let permit = match self.breaker.admit(now) {
             Admission::Call(permit) => permit,
             Admission::Probe(permit) => {
@@ -399,6 +405,31 @@ impl Upstream {
         };
         self.calls.fetch_add(1, Ordering::Relaxed);
         Ok(Attempt { tracked: endpoint.load.begin(now), endpoint, permit })
+    }
+
+    /// Where the breaker stands. A service without instances that calls ask for in vain counts as open, and as closed
+    /// again as soon as there is an instance: discovery knows that better than a probe.
+    fn state(&self) -> BreakerState {
+        let open = self.absences.load(Ordering::Relaxed) >= self.rules.load().policy.breaker.failures.get();
+        if open && self.fleet.endpoints().is_empty() { BreakerState::Open } else { self.breaker.state() }
+    }
+
+    /// Notes a call that found no instance.
+    fn absent(&self) -> CallError {
+        let breaker = &self.rules.load().policy.breaker;
+        let before = self.absences.fetch_add(1, Ordering::Relaxed);
+        // It must not wrap round to zero.
+        if before == u32::MAX {
+            self.absences.store(u32::MAX, Ordering::Relaxed);
+        }
+        if before.saturating_add(1) == breaker.failures.get() {
+            info!(service = %self.service, caller = %self.caller, "breaker open: no instance");
+        }
+        if before >= breaker.failures.get() {
+            CallError::BreakerOpen { retry_after: breaker.open_for }
+        } else {
+            CallError::NoInstance
+        }
     }
 
     /// Notes how an attempt ended.

@@ -179,6 +179,26 @@ async fn the_breaker_opens_rests_and_heals() {
 }
 
 #[tokio::test]
+async fn a_service_without_instances_counts_as_open_until_one_comes() {
+    let discovery = Arc::new(Changing::new());
+    let upstreams = Upstreams::new("tests", discovery.clone(), PolicyTable::default(), 7);
+    let upstream = upstreams.upstream(&name("orders"), None);
+    discovery.set(&[]);
+    for _ in 0..5 {
+        assert!(matches!(upstream.call(get()).await, Err(CallError::NoInstance)));
+    }
+    assert_eq!(upstreams.breakers()[0].1, BreakerState::Open);
+    assert!(matches!(upstream.call(get()).await, Err(CallError::BreakerOpen { .. })), "and answers so");
+    let origin = Origin::start(|_| Do::Send(ok(""))).await;
+    discovery.set(&[origin.address]);
+    while upstream.view().instances.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(upstreams.breakers()[0].1, BreakerState::Closed, "without waiting for a probe");
+    upstream.call(get()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_full_bulkhead_refuses_before_anything_is_sent() {
     let origin = Origin::start(|_| Do::Hang).await;
     let bulkhead = BulkheadPolicy { max: 1, queue: 0, wait: Duration::from_millis(1) };
