@@ -76,9 +76,8 @@ fn main() {
     report.setting("nginx", nginx_version());
     report.setting("connections", CONNECTIONS.to_vec());
     report.setting("accessLog", json!({ "ballet": "on, to a file, as by default", "nginx": "off" }));
-    let mut table = Table::new(&[
-        "set-up", "target", "c", "cpu µs", "min", "user", "sys", "req/s", "p50 µs", "p99 µs", "PSS MB", "errors",
-    ]);
+    let mut table =
+        Table::new(&["target", "c", "cpu µs", "min", "user", "sys", "req/s", "p50 µs", "p99 µs", "PSS MB", "errors"]);
     for (name, pinned) in [("pinned", true), ("unpinned", false)] {
         if !options.wants(name) || (pinned && tools::cores() < 2) {
             continue;
@@ -151,8 +150,7 @@ fn summarise(set_up: &str, samples: &[Sample], table: &mut Table, report: &mut R
             let mut errors: Vec<&str> = mine.iter().map(|sample| sample.seen.errors.as_str()).collect();
             errors.dedup();
             table.row(vec![
-                set_up.to_owned(),
-                name.to_owned(),
+                format!("{set_up} {name}"),
                 connections.to_string(),
                 format!("{:.2}", median(Sample::cpu_us)),
                 format!("{:.2}", stats::percentile(mine.iter().map(|sample| sample.cpu_us()), 0.0)),

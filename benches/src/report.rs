@@ -68,9 +68,11 @@ impl Table {
         self.0.push(cells);
     }
 
-    /// Prints it: the first column to the left, the others to the right.
+    /// Prints it, unless it is empty: the first column to the left, the others to the right.
     pub fn print(&self) {
-        println!("\n{}", self.text());
+        if self.0.len() > 1 {
+            println!("\n{}", self.text());
+        }
     }
 
     fn text(&self) -> String {

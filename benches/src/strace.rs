@@ -26,7 +26,7 @@ pub struct Sync {
     pub at_ms: f64,
     /// The thread that asked for it.
     pub thread: u32,
-    /// The file's name, without its folder.
+    /// The file's name, without its folder, with `*` for parts that are ids.
     pub file: String,
 }
 
@@ -99,8 +99,14 @@ fn read_sync(line: &str) -> Option<Sync> {
         return None;
     }
     let path = arguments.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map_or("?", |(path, _)| path);
-    let file = path.rsplit('/').next().unwrap_or(path).to_owned();
+    let file = kind(path.rsplit('/').next().unwrap_or(path));
     Some(Sync { at_ms: at.parse::<f64>().ok()? * 1e3, thread: thread.parse().ok()?, file })
+}
+
+/// A file's name with `*` in place of each part between dots that is a UUID.
+fn kind(name: &str) -> String {
+    let id = |part: &str| part.len() == 36 && part.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    name.split('.').map(|part| if id(part) { "*" } else { part }).collect::<Vec<_>>().join(".")
 }
 
 #[cfg(test)]
@@ -114,6 +120,8 @@ mod tests {
         assert_eq!(read_sync(first), Some(wanted));
         let split = "4711  1732199999.123456 fdatasync(12</state/bus.db-wal> <unfinished ...>";
         assert_eq!(read_sync(split).map(|sync| sync.file).as_deref(), Some("bus.db-wal"));
+        let mail = "4711 1732199999.1 fsync(9</state/mail/01a1fe8e-b306-7323-9b98-ae1069701675.eml>) = 0";
+        assert_eq!(read_sync(mail).map(|sync| sync.file).as_deref(), Some("*.eml"));
         assert_eq!(read_sync("4711 1732199999.123999 <... fdatasync resumed>) = 0"), None);
         assert_eq!(read_sync("4711 1732199999.2 +++ exited with 0 +++"), None);
     }
