@@ -31,11 +31,11 @@ pub(crate) fn explain(place: &Place, what: &[String]) -> Result<(), CliError> {
 
 /// Lists executions.
 pub(crate) fn workflows(place: &Place, as_json: bool) -> Result<(), CliError> {
-    let rows = Admin::connect(place)?.demand("GET", "/ballet/v1/workflows", None)?;
+    let answer = Admin::connect(place)?.demand("GET", "/ballet/v1/workflows?limit=100", None)?;
     if as_json {
-        return out(&format!("{rows:#}\n"));
+        return out(&format!("{:#}\n", answer["items"]));
     }
-    let list = rows.as_array().or_else(|| rows["results"].as_array()).cloned().unwrap_or_default();
+    let list = answer["items"].as_array().cloned().unwrap_or_default();
     let line = |row: &Value| {
         let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
         let compensation = row["compensation"]["state"].as_str().map(|s| format!("  undo {s}")).unwrap_or_default();
@@ -66,8 +66,8 @@ pub(crate) fn workflow(place: &Place, id: &str, as_json: bool) -> Result<(), Cli
 /// Settles a compensation that is stuck.
 pub(crate) fn undo(place: &Place, id: &str, set_aside: Option<&str>) -> Result<(), CliError> {
     let body = match set_aside {
-        Some(reason) => json!({ "action": "set-aside", "reason": reason }),
-        None => json!({ "action": "retry" }),
+        Some(reason) => json!({ "setAside": reason }),
+        None => json!({ "retry": true }),
     };
     Admin::connect(place)?.demand("POST", &format!("/ballet/v1/workflows/{}/undo", segment(id)), Some(&body))?;
     eprintln!("{id}: {}", if set_aside.is_some() { "set aside" } else { "tried again" });

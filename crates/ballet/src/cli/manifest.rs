@@ -29,6 +29,10 @@ pub(crate) fn check(place: &Place) -> Result<(), CliError> {
     let manifest = load(place)?.manifest;
     ballet_gateway::check_routes(&manifest)
         .map_err(|error| CliError::wrong(Chain(&error)).code(error.code().to_string()))?;
+    for workflow in manifest.workflows.values() {
+        ballet_orchestrator::check(workflow)
+            .map_err(|why| CliError::wrong(format!("workflow `{}`: {why}", workflow.name)))?;
+    }
     out(&format!(
         "{}: fine ({} services, {} routes, {} topics, {} workflows)\n",
         place.file.display(),

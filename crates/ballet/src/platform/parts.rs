@@ -133,6 +133,8 @@ impl Parts {
         callers.clone().tell(&metrics);
         let told = registry.clone();
         metrics.register(move |sink| told.tell(sink));
+        let told = orchestrator.clone();
+        metrics.register(move |sink| told.tell(sink));
         gateway.register(&metrics);
         let telling = bus::tell(&metrics, bus.handle());
         let facts = Arc::new(SystemFacts { gateway: gateway.address(), platform, callers });
