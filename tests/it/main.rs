@@ -1,5 +1,6 @@
 //! Whole-system tests, in one binary: they share one running shop.
 
+mod cli;
 mod people;
 mod readme;
 mod seams;

@@ -14,7 +14,7 @@ use crate::small::Small;
 const MANIFEST: &str = "
 system: seams
 services:
-  echo: { run: SERVICE }
+  echo: { run: <service> }
 events:
   topics: { conformance.happened: {} }
 workflows:

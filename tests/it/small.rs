@@ -17,7 +17,7 @@ pub(crate) struct Small {
 }
 
 impl Small {
-    /// Writes a manifest. `SERVICE` in it becomes the command of the service for tests.
+    /// Writes a manifest. `<service>` in it becomes the command of the service for tests.
     pub(crate) fn new(manifest: &str) -> Self {
         let small = Self { dir: tempfile::tempdir().expect("a temporary directory") };
         small.edit(manifest);
@@ -27,7 +27,7 @@ impl Small {
     /// Replaces the manifest at once, as an editor does.
     pub(crate) fn edit(&self, manifest: &str) {
         let service = format!("python3 '{}'", repository().join("tests/it/service.py").display());
-        std::fs::write(self.path("edited"), manifest.replace("SERVICE", &service)).expect("written");
+        std::fs::write(self.path("edited"), manifest.replace("<service>", &service)).expect("written");
         std::fs::rename(self.path("edited"), self.manifest()).expect("renamed");
     }
 

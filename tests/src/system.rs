@@ -79,8 +79,8 @@ impl Ballet {
     pub fn launch(launcher: &[&str], manifest: &Path, state: &Path, sets: &[&str]) -> Self {
         let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<String>>();
         let (launcher, sets) = (owned(launcher), owned(sets));
-        let child = spawn(&launcher, manifest, state, &sets);
-        let (gateway, platform) = wait_ready(child.id(), state);
+        let mut child = spawn(&launcher, manifest, state, &sets);
+        let (gateway, platform) = wait_ready(&mut child, state);
         let (manifest, state) = (manifest.to_path_buf(), state.to_path_buf());
         Self { child, manifest, state, sets, launcher, gateway, platform, _dir: None }
     }
@@ -97,7 +97,7 @@ impl Ballet {
         sets.push(format!("gateway.listen={}", self.gateway));
         sets.push(format!("platform.listen={}", self.platform));
         self.child = spawn(&self.launcher, &self.manifest, &self.state, &sets);
-        (self.gateway, self.platform) = wait_ready(self.child.id(), &self.state);
+        (self.gateway, self.platform) = wait_ready(&mut self.child, &self.state);
     }
 
     /// Asks `ballet` to end as Ctrl-C does, and waits until it has.
@@ -178,11 +178,11 @@ fn spawn(launcher: &[String], manifest: &Path, state: &Path, sets: &[String]) ->
 }
 
 /// Waits until the system says that it is ready; panics with its log if it ends or takes too long.
-fn wait_ready(pid: u32, state: &Path) -> (SocketAddr, SocketAddr) {
+fn wait_ready(child: &mut Child, state: &Path) -> (SocketAddr, SocketAddr) {
     // In a thread of its own: a test may be asynchronous itself, and neither enters nor drops a runtime then.
     let wait = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(poll_ready(pid, state))
+        runtime.block_on(poll_ready(child, state))
     };
     let waiting = std::thread::scope(|scope| scope.spawn(wait).join());
     waiting.expect("the waiting thread ends").unwrap_or_else(|| {
@@ -192,13 +192,16 @@ fn wait_ready(pid: u32, state: &Path) -> (SocketAddr, SocketAddr) {
     })
 }
 
-async fn poll_ready(pid: u32, state: &Path) -> Option<(SocketAddr, SocketAddr)> {
+async fn poll_ready(child: &mut Child, state: &Path) -> Option<(SocketAddr, SocketAddr)> {
     let deadline = tokio::time::Instant::now() + READY_TIMEOUT;
     while tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(25)).await;
+        if child.try_wait().ok()?.is_some() {
+            return None;
+        }
         let Ok(text) = std::fs::read(state.join("run/system.json")) else { continue };
         let Ok(running) = serde_json::from_slice::<Value>(&text) else { continue };
-        if running["process"]["pid"] != pid {
+        if running["process"]["pid"] != child.id() {
             continue;
         }
         let address = |key: &str| {
