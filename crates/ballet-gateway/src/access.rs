@@ -27,7 +27,7 @@ impl AccessPlan {
                 false => Verdict::Refused(Refusal::Role { rule: self.name.to_string() }),
             },
             Checked::Bad(error) => Verdict::Refused(Refusal::Token(error)),
-            Checked::UnknownKey if !asked && self.issuer.may_ask() => Verdict::Ask,
+            Checked::UnknownKey | Checked::NoKeys if !asked && self.issuer.may_ask() => Verdict::Ask,
             Checked::UnknownKey => Verdict::Refused(Refusal::Token(crate::jwt::TokenError::UnknownKey)),
             Checked::NoKeys => Verdict::Refused(Refusal::NoKeys),
         }

@@ -25,6 +25,8 @@ use crate::jwt::{Claims, JwksError, KeySet, TokenCache, TokenError, verify};
 pub(crate) const REFRESH_EVERY: Duration = Duration::from_secs(300);
 /// Shortest time between two fetches that unknown keys asked for.
 pub(crate) const MISS_COOLDOWN: Duration = Duration::from_secs(10);
+/// The same while no keys are known at all: a request that comes just after the issuer need not be refused.
+const NO_KEYS_COOLDOWN: Duration = Duration::from_millis(50);
 /// Longest a request waits for keys that it asked for.
 pub(crate) const MISS_WAIT: Duration = Duration::from_secs(2);
 /// Longest fetch.
@@ -151,10 +153,10 @@ impl Issuer {
         }
     }
 
-    /// Whether a fetch is under way or may begin now for a token whose key is unknown.
+    /// Whether a fetch is under way or may begin now for a token whose key is unknown, or that comes before any key.
     pub(crate) fn may_ask(&self) -> bool {
         let fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
-        fetching.under_way || fetching.last_miss.is_none_or(|last| last.elapsed() >= MISS_COOLDOWN)
+        fetching.under_way || fetching.last_miss.is_none_or(|last| last.elapsed() >= self.cooldown())
     }
 
     /// Has the keys fetched once more, unless that happened lately. Waits up to [`MISS_WAIT`].
@@ -165,7 +167,7 @@ impl Issuer {
             let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             if !fetching.under_way {
-                if fetching.last_miss.is_some_and(|last| now - last < MISS_COOLDOWN) {
+                if fetching.last_miss.is_some_and(|last| now - last < self.cooldown()) {
                     return;
                 }
                 fetching.last_miss = Some(now);
@@ -174,6 +176,10 @@ impl Issuer {
             }
         }
         let _ = timeout(MISS_WAIT, ended.wait_for(|count| *count > seen)).await;
+    }
+
+    fn cooldown(&self) -> Duration {
+        if self.ready() { MISS_COOLDOWN } else { NO_KEYS_COOLDOWN }
     }
 
     /// Whether keys are known.
@@ -208,6 +214,10 @@ impl Issuer {
         let old = self.keys.load_full();
         if old.as_ref().is_some_and(|old| old.same_as(&keys)) {
             return;
+        }
+        if old.is_none() {
+            // What was asked for while there were no keys at all says nothing of a key that is missing from now on.
+            self.fetching.lock().unwrap_or_else(PoisonError::into_inner).last_miss = None;
         }
         keys.version = old.as_ref().map_or(1, |old| old.version + 1);
         info!(issuer = self.jwt.issuer, version = keys.version, "keys changed");
