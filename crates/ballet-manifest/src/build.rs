@@ -7,7 +7,7 @@ mod place;
 mod services;
 mod workflows;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::mistake::{
     UNKNOWN_NAME,
 };
 use crate::model::{Access, Attempts, Engine, HttpUrl, Jwt, Keys, Listen, Manifest, Platform, Policies, Secret};
-use crate::template::{JsonTemplate, Template};
+use crate::template::{JsonTemplate, Part, Template};
 use crate::walk::nearest;
 use crate::yaml::{At, Core, Entry, Node, Raw, Sources};
 
@@ -45,8 +45,10 @@ pub(crate) struct Surroundings<'a> {
 
 /// Builds the manifest; it is whole only if there are no mistakes. Also the files that it names.
 pub(crate) fn build(root: &Node, surroundings: Surroundings<'_>) -> (Manifest, Vec<PathBuf>, Vec<Mistake>) {
-    let mut builder = Builder { around: surroundings, root, mistakes: Vec::new(), files: Vec::new() };
-    let manifest = builder.manifest();
+    let mut builder =
+        Builder { around: surroundings, root, mistakes: Vec::new(), files: Vec::new(), secret_env: BTreeSet::new() };
+    let mut manifest = builder.manifest();
+    manifest.secret_env = builder.secret_env;
     (manifest, builder.files, builder.mistakes)
 }
 
@@ -65,6 +67,7 @@ struct Builder<'a> {
     root: &'a Node,
     mistakes: Vec<Mistake>,
     files: Vec<PathBuf>,
+    secret_env: BTreeSet<String>,
 }
 
 impl<'a> Builder<'a> {
@@ -97,6 +100,7 @@ impl<'a> Builder<'a> {
             topics: self.topics(),
             subscriptions: self.subscriptions(),
             workflows: self.workflows(),
+            secret_env: BTreeSet::new(),
         }
     }
 
@@ -221,6 +225,7 @@ impl<'a> Builder<'a> {
     fn secret(&mut self, node: &Node) -> Option<Secret> {
         if let Some(name) = node.get("env") {
             let text = name.text()?;
+            self.secret_env.insert(text.to_owned());
             let value = self.around.env.get(text);
             if value.is_none() {
                 let message = format!("the environment variable `{text}` is not set");
@@ -230,6 +235,20 @@ impl<'a> Builder<'a> {
         }
         let (_, content) = self.read(node.get("file")?, "secret", MAX_SECRET_BYTES)?;
         Some(Secret::new(content.strip_suffix('\n').map_or(&*content, |line| line.strip_suffix('\r').unwrap_or(line))))
+    }
+
+    /// The text of a URL that may hold a password; what it takes of the environment is as secret.
+    fn secret_text(&mut self, node: &Node) -> Option<Secret> {
+        if let Some(Ok(template)) = node.scalar().map(|scalar| Template::parse(&scalar.text)) {
+            for part in template.parts() {
+                if let Part::Expr(expr) = part
+                    && expr.scope == "env"
+                {
+                    self.secret_env.extend(expr.path.first().cloned());
+                }
+            }
+        }
+        node.text().map(Secret::new)
     }
 
     // ---- platform
@@ -272,7 +291,7 @@ impl<'a> Builder<'a> {
         let Some(node) = platform.get(key) else { return Engine::Embedded };
         let url = match &node.raw {
             Raw::Map(_) => self.secret(node),
-            Raw::Scalar(_) | Raw::List(_) => node.text().map(Secret::new),
+            Raw::Scalar(_) | Raw::List(_) => self.secret_text(node),
         };
         let Some(url) = url else { return Engine::Embedded };
         let Ok(scheme) = format::engine(url.expose()) else {

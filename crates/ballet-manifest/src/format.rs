@@ -173,7 +173,7 @@ impl Format {
             Self::Engine => (Some("^(embedded|kubernetes|[a-z]+://.+)$"), Some("embedded")),
             Self::Store => (Some("^(sqlite|[a-z][a-z0-9+.-]*:.+)$"), Some("sqlite")),
             Self::Service => (Some("^[a-z][a-z0-9.-]*$"), Some("orders")),
-            Self::Health => (Some("^/"), Some("/readyz")),
+            Self::Health => (Some("^(/|off$)"), Some("/readyz")),
             Self::Pool => (Some("^(critical|normal|batch)$"), Some("normal")),
             Self::RouteTarget => (Some("^[a-z]"), Some("orders:/v2/orders/${path.id}")),
             Self::Redirect => (Some("^(/|https?://)"), Some("/products/${path.id}")),
@@ -380,12 +380,16 @@ pub(crate) fn store(text: &str) -> Result<bool, Bad> {
     }
 }
 
+/// In place of a path: the program listens nowhere and is ready while it runs.
+pub(crate) const HEALTH_OFF: &str = "off";
+
 fn health(text: &str) -> Result<(), Bad> {
-    let good = text.starts_with('/') && text.bytes().all(|b| (0x21..=0x7e).contains(&b) && b != b'#');
-    if good {
+    let path = text.starts_with('/') && text.bytes().all(|b| (0x21..=0x7e).contains(&b) && b != b'#');
+    if path || text == HEALTH_OFF {
         Ok(())
     } else {
-        Err(Bad::new(format!("`{text}` is not a path"), "write the path that is asked: `/readyz`"))
+        let help = "write the path that is asked, `/readyz`, or `off` for a program that does not listen";
+        Err(Bad::new(format!("`{text}` is not a path"), help))
     }
 }
 

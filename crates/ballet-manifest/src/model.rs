@@ -2,7 +2,7 @@
 //!
 //! All `${env.…}` are resolved, all names are typed, policies are merged, defaults are filled in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -42,6 +42,9 @@ pub struct Manifest {
     pub subscriptions: Vec<Subscription>,
     /// Workflows by name.
     pub workflows: IndexMap<WorkflowName, Workflow>,
+    /// Variables of the environment that hold credentials: those of `{ env: NAME }` and of the URLs of stores and engines.
+    /// No service inherits them; whom the manifest gives one has it by its own `env` or `STORE_URL`.
+    pub secret_env: BTreeSet<String>,
 }
 
 /// Listeners and engines of the platform itself.
@@ -109,7 +112,8 @@ pub struct Service {
     pub env: IndexMap<String, EnvValue>,
     /// How many instances run. Default: 1. Range: 1 to 64.
     pub instances: u32,
-    /// Path asked for readiness. Default: `/readyz`; for `url:` services `None` unless given.
+    /// Path asked for readiness; `None` for a program that does not listen (`health: off`) and for `url:` services that
+    /// name no path. Default: `/readyz`.
     pub health: Option<String>,
     /// Which share of the platform's places its calls take. Default: normal.
     pub pool: Pool,

@@ -273,7 +273,9 @@ static SERVICE: Record = Record {
         key("env", Map(Key::Variable, &VARIABLE_SHAPE), "Its environment, over everything that the platform sets.")
             .not_with(&["url"]),
         key("instances", Int { min: 1, max: 64 }, "How many instances run.").default("1").not_with(&["url"]),
-        key("health", Scalar(F::Health), "Path asked for readiness.").default("/readyz").no_default_with("url"),
+        key("health", Scalar(F::Health), "Path asked for readiness; `off` for a program that does not listen.")
+            .default("/readyz")
+            .no_default_with("url"),
         key("pool", Scalar(F::Pool), "Which share of the platform's places its calls take: critical, normal or batch.")
             .default("normal"),
         key("policy", Scalar(F::Policy), "How calls to it behave.").default("default"),

@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use super::{Builder, command, integer, one_or_many};
 use crate::format;
 use crate::mistake::{MISSING_KEY, SHARED_STORE};
-use crate::model::{EnvValue, Pool, Secret, Service, Source, Store};
+use crate::model::{EnvValue, Pool, Service, Source, Store};
 use crate::yaml::{Entry, Node, Raw};
 
 impl Builder<'_> {
@@ -57,7 +57,7 @@ impl Builder<'_> {
                 }
                 secret?
             }
-            Raw::Scalar(_) | Raw::List(_) => Secret::new(node.text()?),
+            Raw::Scalar(_) | Raw::List(_) => self.secret_text(node)?,
         };
         match format::store(url.expose()) {
             Ok(true) => Some(Store::Url(url)),
@@ -113,7 +113,9 @@ impl Builder<'_> {
             build: node.get("build").and_then(command),
             env,
             instances: node.get("instances").and_then(integer).and_then(|n| u32::try_from(n).ok()).unwrap_or(1),
-            health: health.or_else(|| (!outside).then(|| "/readyz".to_owned())),
+            health: health
+                .or_else(|| (!outside).then(|| "/readyz".to_owned()))
+                .filter(|path| path != format::HEALTH_OFF),
             pool: node.get("pool").and_then(Node::text).and_then(|t| format::pool(t).ok()).unwrap_or(Pool::Normal),
             policy: self.policy_name(node.get("policy")),
             owner: node.get("owner").and_then(Node::text).map(str::to_owned),

@@ -181,6 +181,7 @@ const SMALL: &str = r#"system: small
 services:
   orders: { run: "bin/orders --name 'two words'", store: sqlite, env: { LOG: debug, LEVEL: 3, KEY: { env: KEY }, PIN: { file: pin.txt } } }
   legacy: { url: "http://${env.LEGACY:-127.0.0.1:9}/base" }
+  packer: { run: bin/packer, health: off }
 platform: { listen: { main: 127.0.0.1:0 } }
 policies:
   default: { timeout: 1s, breaker: { failures: 2 } }
@@ -224,6 +225,7 @@ fn what_the_shop_does_not_use() {
     let legacy = &manifest.services["legacy"];
     assert!(matches!(&legacy.source, Source::Url(url) if url.to_string() == "http://127.0.0.1:9/base"));
     assert_eq!(legacy.health, None);
+    assert_eq!(manifest.services["packer"].health, None);
     let slow = manifest.policies.get(Some("slow"));
     assert_eq!((slow.timeout, slow.retry.max, slow.breaker.failures.get()), (secs(9), 0, 2));
     assert_eq!(manifest.platform.listen.main.port(), 0);
@@ -260,6 +262,7 @@ fn a_profile_is_merged_in_key_by_key() {
     let text = loaded.effective();
     assert!(text.contains("nats://${env.NATS}") && text.contains("postgres://o:***@db/orders"), "{text}");
     assert!(text.contains("profile large ("), "{text}");
+    assert_eq!(manifest.secret_env.iter().collect::<Vec<_>>(), ["KEY", "NATS"], "not the plain `LEGACY`");
 
     let far = small().profile("far").good();
     assert!(matches!(&far.manifest.services["orders"].source, Source::Url(url) if url.port == 80));
