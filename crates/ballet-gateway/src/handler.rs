@@ -108,8 +108,8 @@ impl Handler for Front {
         self.count(&Refusal::Bad { status: refusal.status, reason: String::new() });
         if self.log.is_on() {
             self.log.put(&Line {
-                time: self.clock.now().to_string(),
-                peer: &peer.ip().to_string(),
+                time: self.clock.now(),
+                peer: Some(peer.ip()),
                 status: refusal.status,
                 reason: refusal.reason,
                 ..Line::default()
@@ -167,8 +167,8 @@ impl Front {
                     forward.set.push(("host".into(), host.clone()));
                 }
                 if let (Some(limit), Some(admitted)) = (&route.limit, note.admitted) {
-                    forward.set_response.push(("ratelimit-policy".into(), refusal::policy(limit.rate())));
-                    forward.set_response.push(("ratelimit".into(), refusal::state(admitted.left, admitted.reset)));
+                    forward.response = Some(limit.edits.clone());
+                    forward.set_response = vec![("ratelimit".into(), refusal::state(admitted.left, admitted.reset))];
                 }
                 Ok(Verdict::Forward(forward))
             }
@@ -268,8 +268,8 @@ impl Front {
         let access = route.map(|route| route.access.as_ref().map_or("open", |access| &access.name));
         let subject = note.claims.as_ref().and_then(|claims| claims.all.get("sub")).and_then(Value::as_str);
         self.log.put(&Line {
-            time: self.clock.now().to_string(),
-            peer: &context.client.to_string(),
+            time: self.clock.now(),
+            peer: Some(context.client),
             method: exchange.head.method(),
             path: exchange.head.path(),
             route: route.map(|route| &*route.name),
@@ -285,7 +285,7 @@ impl Front {
             bytes_in: exchange.received,
             bytes_out: exchange.sent,
             duration_ms: (exchange.took.as_secs_f64() * 1e6).round() / 1e3,
-            trace_id: &context.trace.trace_id(),
+            trace_id: Some(context.trace),
         });
     }
 }

@@ -1,19 +1,23 @@
 //! Rate limits of routes: whose requests are counted together, and whether one more may come.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ballet_manifest::{Limit, LimitBy};
+use ballet_proxy::Edits;
 use ballet_resilience::{Rate, RateDecision, RateLimit};
 use tokio::time::Instant;
 
-use crate::refusal::Refusal;
+use crate::refusal::{self, Refusal};
 use crate::request::View;
 
 /// One route's limit, shared by the plans of all reloads that do not change it.
 #[derive(Debug)]
 pub(crate) struct LimitPlan {
     pub(crate) limit: Limit,
+    /// Tells the limit in every answer.
+    pub(crate) edits: Arc<Edits>,
     rates: RateLimit,
 }
 
@@ -32,7 +36,12 @@ impl LimitPlan {
     pub(crate) fn new(limit: &Limit) -> Self {
         let count = NonZeroU32::new(limit.count).unwrap_or(NonZeroU32::MIN);
         let rate = Rate { count, per: limit.period };
-        Self { limit: limit.clone(), rates: RateLimit::new(rate, RateLimit::KEYS, Instant::now()) }
+        let edits = Edits::default().set("ratelimit-policy", &refusal::policy(rate)).expect("a header of digits");
+        Self {
+            limit: limit.clone(),
+            edits: Arc::new(edits),
+            rates: RateLimit::new(rate, RateLimit::KEYS, Instant::now()),
+        }
     }
 
     pub(crate) fn rate(&self) -> Rate {
