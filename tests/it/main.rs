@@ -1,6 +1,7 @@
 //! Whole-system tests, in one binary: they share one running shop.
 
 mod cli;
+mod conductor;
 mod people;
 mod readme;
 mod seams;

@@ -35,6 +35,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(200, {})
         if path == "/env":
             return self.send(200, dict(os.environ))
+        if path.startswith("/dapr/"):
+            # The sidecar asks whether there are subscriptions.
+            return self.send(404, {})
         if path == "/who":
             return self.send(200, {"service": NAME, "instance": os.environ["BALLET_INSTANCE"], "pid": os.getpid()})
         with LOCK:
