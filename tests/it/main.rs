@@ -2,6 +2,7 @@
 
 mod cli;
 mod conductor;
+mod examples;
 mod people;
 mod readme;
 mod seams;
