@@ -82,6 +82,14 @@ impl Engine {
         }
     }
 
+    /// Settles a pushed event. It may come again after a crash within the next 200 ms, as far as the broker can wait.
+    pub(crate) async fn done(&self, receipt: Receipt) -> Result<(), StoreError> {
+        match self {
+            Self::Embedded(embedded) => embedded.ack_lazily(vec![receipt]).await,
+            Self::Other(broker) => broker.ack(vec![receipt]).await,
+        }
+    }
+
     /// Gives an event back without counting the attempt, as far as the broker can. `tried`: in vain.
     pub(crate) async fn give_back(&self, receipt: Receipt, tried: bool, reason: String) -> Result<(), StoreError> {
         match self {

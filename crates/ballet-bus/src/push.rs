@@ -220,7 +220,7 @@ impl Delivery {
         let (broker, receipt) = (self.shared.engine.broker(), handed.receipt);
         let redelivery = &self.subscription.redelivery;
         let (settled, away) = match verdict {
-            Verdict::Done => (broker.ack(vec![receipt]).await, None),
+            Verdict::Done => (self.shared.engine.done(receipt).await, None),
             Verdict::Dead(reason) => {
                 warn!(reason, "the event is a dead letter now");
                 (broker.bury(receipt, reason).await, None)

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! While a batch is on its way, further asks change the state and gather in the next one: so many publishes and acks share
-//! a sync. When a batch fails, everybody who waits hears that nothing was written, and the state is read from disk anew:
+//! a sync. What nobody waits for (acks of pushed events, deletions) goes along with the next batch that somebody waits for,
+//! or alone after [`LAZY`]: a crash before then hands those events out again, as at-least-once allows. When a batch fails, everybody who waits hears that nothing was written, and the state is read from disk anew:
 //! leases are lost then, and what was handed out comes again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -39,6 +40,8 @@ pub(crate) const MAX_TOPICS: usize = 10_000;
 pub(crate) const MAX_GROUPS: usize = 1_000;
 /// Takes of one group that may wait for an event.
 pub(crate) const MAX_PARKED: usize = 1_000;
+/// How long changes that nobody waits for may gather.
+pub(crate) const LAZY: Duration = Duration::from_millis(200);
 /// How often events are looked for whose time is over.
 const RETENTION_EVERY: Duration = Duration::from_secs(60);
 /// Rest before the state is read again after the disk refused.
@@ -51,6 +54,8 @@ pub(crate) enum Ask {
     Publish(Vec<(TopicName, Event)>, Answer<Vec<Offset>>),
     Take(Take),
     Ack(Vec<Receipt>, Answer<()>),
+    /// Answered at once, on disk within [`LAZY`].
+    AckLazily(Vec<Receipt>, Answer<()>),
     Nack(Receipt, Duration, Answer<()>),
     /// The attempt does not count, and nothing is written. `true`: it is due again only after a while.
     Return(Receipt, bool),
@@ -98,6 +103,8 @@ pub(crate) struct Engine {
     /// Groups whose row is to be written with it, once, whatever happened to them.
     marks: BTreeSet<(TopicName, GroupName)>,
     appended: BTreeMap<TopicName, i64>,
+    /// When it goes even if nobody waits for it.
+    send_by: Option<Instant>,
     /// The batch on its way.
     under_way: Option<UnderWay>,
     parked: BTreeMap<TopicName, BTreeMap<GroupName, VecDeque<Take>>>,
@@ -136,6 +143,7 @@ impl Engine {
             told: vec![],
             marks: BTreeSet::new(),
             appended: BTreeMap::new(),
+            send_by: None,
             under_way: None,
             parked: BTreeMap::new(),
             stirred: BTreeSet::new(),
@@ -161,7 +169,7 @@ impl Engine {
                 return;
             }
             let open = self.closing.is_none() && self.ops.len() < MAX_BATCH_ROWS;
-            let wake = self.wake();
+            let (wake, send_by) = (self.wake(), self.send_by);
             tokio::select! {
                 ask = self.asks.recv(), if open => match ask {
                     Some(ask) => self.handle_all(ask),
@@ -169,6 +177,7 @@ impl Engine {
                 },
                 written = written(&mut self.under_way) => self.written(written).await,
                 Some(Ok(loaded)) = self.loads.join_next() => self.loaded(loaded),
+                () = until(send_by), if self.under_way.is_none() => {}
                 () = until(wake) => self.stirred.extend(self.parked.keys().cloned()),
                 _ = retention.tick() => {
                     let topics: Vec<_> = self.topics.keys().cloned().collect();
@@ -210,6 +219,9 @@ impl Engine {
             Ask::Ack(receipts, answer) => {
                 let done = self.ack(&receipts);
                 self.tell(done, answer);
+            }
+            Ask::AckLazily(receipts, answer) => {
+                let _ = answer.send(self.ack(&receipts));
             }
             Ask::Nack(receipt, delay, answer) => {
                 let now = Instant::now();
@@ -512,11 +524,12 @@ impl Engine {
             .min()
     }
 
-    /// Sends the gathered batch if none is on its way.
+    /// Sends the gathered batch if none is on its way and it is time.
     fn send(&mut self) {
-        if self.under_way.is_some() {
+        if self.under_way.is_some() || self.may_gather() {
             return;
         }
+        self.send_by = None;
         for (topic, group) in std::mem::take(&mut self.marks) {
             if let Some(known) = self.topics.get(&topic).and_then(|topic| topic.groups.get(&group)) {
                 self.ops.push(rows::op(&topic, &group, known.marks(), self.clock.now()));
@@ -529,6 +542,16 @@ impl Engine {
         let reply = self.journal.commit(batch);
         let (told, ends) = (std::mem::take(&mut self.told), std::mem::take(&mut self.appended));
         self.under_way = Some(UnderWay { reply, told, ends });
+    }
+
+    /// Whether there is something to write that may still wait for company.
+    fn may_gather(&mut self) -> bool {
+        let anything = !self.ops.is_empty() || !self.marks.is_empty();
+        if !anything || !self.told.is_empty() || self.closing.is_some() || self.ops.len() >= MAX_BATCH_ROWS {
+            return false;
+        }
+        let now = Instant::now();
+        *self.send_by.get_or_insert(now + LAZY) > now
     }
 
     async fn written(&mut self, result: Result<(), StoreError>) {
@@ -553,7 +576,7 @@ impl Engine {
 
     /// The state ran ahead of the disk: refuses what gathered meanwhile and reads the tables again.
     async fn start_over(&mut self, failure: StoreError) {
-        (self.ops, self.marks, self.appended) = Default::default();
+        (self.ops, self.marks, self.appended, self.send_by) = Default::default();
         // Nothing of the gathered batch was sent, whatever became of the one before.
         let refused = StoreError::Failed("an earlier write failed".into());
         self.told.drain(..).for_each(|told| told(Err(refused.clone())));
@@ -718,6 +741,7 @@ impl Ask {
             Self::Declare(_, answer)
             | Self::Join(_, _, _, answer)
             | Self::Ack(_, answer)
+            | Self::AckLazily(_, answer)
             | Self::Nack(_, _, answer)
             | Self::Bury(_, _, answer)
             | Self::Replay(_, _, _, answer)

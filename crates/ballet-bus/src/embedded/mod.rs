@@ -81,6 +81,12 @@ impl Embedded {
         self.ask(|answer| Ask::Take(engine::Take { topic: take.topic, group: take.group, want, until, answer }))
     }
 
+    /// Settles events as [`Broker::ack`] does, but answers before they are on disk: they are written with the next batch
+    /// that somebody waits for, or after 200 ms, or when the engine closes. After a crash before that they come again.
+    pub fn ack_lazily(&self, receipts: Vec<Receipt>) -> Reply<()> {
+        self.ask(|answer| Ask::AckLazily(receipts, answer))
+    }
+
     /// Gives an event back as if it had not been handed out: the attempt does not count, and nothing is written.
     ///
     /// An event that was tried, in vain because the target was out of reach, is due again after 100 ms, doubling each time
