@@ -25,12 +25,15 @@ pub(crate) async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, 
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    bind().map_err(|error: std::io::Error| {
-        let holder = holder(address).map(|who| format!(", held by {who}")).unwrap_or_default();
-        CliError::no(format!("cannot listen on {address}{holder}: {error}"))
-            .code("BA001")
-            .hint(format!("change `{key}` in the manifest, or pass `--set {key}=127.0.0.1:0` for a free port"))
-    })
+    bind().map_err(|error: std::io::Error| taken(address, key, &error))
+}
+
+/// Says that an address cannot be had, who holds it, and which key of the manifest changes it.
+pub(crate) fn taken(address: SocketAddr, key: &str, error: &std::io::Error) -> CliError {
+    let holder = holder(address).map(|who| format!(", held by {who}")).unwrap_or_default();
+    CliError::no(format!("cannot listen on {address}{holder}: {error}"))
+        .code("BA001")
+        .hint(format!("change `{key}` in the manifest, or pass `--set {key}=127.0.0.1:0` for a free port"))
 }
 
 /// Name and pid of the process that listens on an address, where the kernel tells.

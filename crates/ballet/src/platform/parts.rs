@@ -10,7 +10,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use ballet_bus::Bus;
 use ballet_core::{Chain, Discovery, Events, ServiceName, SystemClock, Workflows};
-use ballet_gateway::{Gateway, GatewayConfig, LogTarget, policy_table};
+use ballet_gateway::{Gateway, GatewayConfig, LogTarget, StartError, policy_table};
 use ballet_manifest::Manifest;
 use ballet_proxy::Upstreams;
 use ballet_sidecar::{Host, HostConfig};
@@ -109,7 +109,10 @@ impl Parts {
         let mut config = GatewayConfig::new(to_gateway.clone());
         config.access_log = LogTarget::File(state.platform().join("access.log"));
         config.serve.seed = seed.wrapping_add(7);
-        let gateway = Gateway::start(manifest, config).map_err(part)?;
+        let gateway = Gateway::start(manifest, config).map_err(|error| match error {
+            StartError::Listen { address, source } => listener::taken(address, "gateway.listen", &source),
+            StartError::Load(_) | StartError::Log(_) => part(error),
+        })?;
 
         let wiring = Wiring {
             registry: registry.clone(),
