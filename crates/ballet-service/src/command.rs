@@ -28,6 +28,8 @@ use crate::{Caller, Context, Error, Reply, Result, Tx, problem};
 const BODY_LIMIT_BYTES: usize = 1 << 20;
 /// Longest client's key.
 const KEY_LIMIT: usize = 255;
+/// Longest step key: names of 200 characters, escaped, and their undo. A key that is refused could never be undone.
+const STEP_KEY_LIMIT: usize = 8_192;
 /// How long a second request waits for the first one with its key.
 const WAIT: Duration = Duration::from_secs(3);
 /// Scope of the orchestrator's keys.
@@ -66,9 +68,22 @@ impl<B: DeserializeOwned> FromRequest<Context> for Command<B> {
     type Rejection = Error;
 
     async fn from_request(request: Request, ctx: &Context) -> Result<Self> {
+        Self::hiding(request, ctx, &[]).await
+    }
+}
+
+impl<B: DeserializeOwned> Command<B> {
+    /// As the extractor, but these fields at the top of the body leave no trace: what remembers the request knows the rest
+    /// of it only. For a password: even a digest of the body would let whoever has the store guess it. So a key that comes
+    /// again with another value of such a field gives the first answer again.
+    ///
+    /// # Errors
+    /// Those of the extractor.
+    pub async fn hiding(request: Request, ctx: &Context, fields: &[&str]) -> Result<Self> {
         let (mut parts, body) = request.into_parts();
         let caller = Caller::of(&mut parts, ctx).await;
         let bytes = read(body).await?;
+        let shown = if fields.is_empty() { bytes.clone() } else { without(&parts.headers, &bytes, fields)? };
         let key = match parts.headers.get(headers::IDEMPOTENCY_KEY) {
             None => None,
             Some(key) => {
@@ -76,7 +91,7 @@ impl<B: DeserializeOwned> FromRequest<Context> for Command<B> {
                 let route = format!("{} {} {route}", caller.scope(), parts.method);
                 let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
                 let fingerprint =
-                    Sha256::new().chain_update(target).chain_update(b"\n").chain_update(&bytes).finalize().into();
+                    Sha256::new().chain_update(target).chain_update(b"\n").chain_update(&shown).finalize().into();
                 Some(Key::read(key.to_str().unwrap_or_default(), &caller, route, fingerprint)?)
             }
         };
@@ -96,8 +111,9 @@ impl<B: Send + 'static> Command<B> {
     /// - `Err(problem)`: a refusal. What `work` wrote is taken back; the refusal is kept under the same rule.
     /// - any other error: nothing stays, nothing is kept.
     ///
-    /// An undo of a step that never came, or was refused, does not run `work`: it answers 200 `{}`. A step that comes
-    /// behind its undo gets 410.
+    /// A step that has an effect answers with a status below 400: an undo of a step that never came, or was refused, does
+    /// not run `work` and answers 200 `{}`. A step that comes behind its undo gets 410. Of an undo only such an answer is
+    /// kept: one that did not work leaves the step done, and works when it comes again.
     ///
     /// # Errors
     /// Those of `work`; 422 for a key that belongs to another request; 425 while the first request with the key still runs.
@@ -154,8 +170,10 @@ type Known = Result<Reply>;
 impl Key {
     fn read(key: &str, caller: &Caller, route: String, fingerprint: [u8; 32]) -> Result<Self> {
         let refuse = |detail: &str| Problem::new(400, "bad Idempotency-Key").code("CH009").detail(detail);
-        if key.is_empty() || key.len() > KEY_LIMIT || !key.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(refuse("use 1 to 255 visible ASCII characters").into());
+        let step = key.contains('/') && matches!(caller, Caller::Service(_));
+        let limit = if step { STEP_KEY_LIMIT } else { KEY_LIMIT };
+        if key.is_empty() || key.len() > limit || !key.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(refuse(&format!("use 1 to {limit} visible ASCII characters")).into());
         }
         match (key.contains('/'), caller) {
             (true, Caller::Service(_)) => Ok(Self { scope: STEP.into(), key: key.into(), fingerprint: vec![] }),
@@ -204,19 +222,23 @@ impl Key {
         Ok(())
     }
 
-    /// Puts a tombstone in the place of the step `base`. `true` if the step had been done and so has to be undone.
-    fn entomb(&self, tx: &Tx<'_>, base: &str) -> Result<bool> {
+    /// Whether the step `base` was done, and so has to be undone.
+    fn was_done(tx: &Tx<'_>, base: &str) -> Result<bool> {
         let row: Option<(String, Option<String>)> = tx
             .prepare_cached("SELECT state, reply FROM inbox WHERE scope = ?1 AND key = ?2")?
             .query_row([STEP, base], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
-        let done = match row {
-            Some((state, Some(reply))) if state == "done" => serde_json::from_str::<Reply>(&reply)?.status() < 400,
-            Some(_) | None => false,
-        };
+        match row {
+            Some((state, Some(reply))) if state == "done" => Ok(serde_json::from_str::<Reply>(&reply)?.status() < 400),
+            Some(_) | None => Ok(false),
+        }
+    }
+
+    /// Puts a tombstone in the place of the step `base`.
+    fn entomb(tx: &Tx<'_>, base: &str) -> Result<()> {
         tx.prepare_cached("INSERT OR REPLACE INTO inbox VALUES (?1, ?2, 'tombstone', NULL, NULL, ?3)")?
             .execute(params![STEP, base, tx.now().millis()])?;
-        Ok(done)
+        Ok(())
     }
 }
 
@@ -225,12 +247,8 @@ fn once(tx: &Tx<'_>, key: &Key, work: impl FnOnce(&Tx<'_>) -> Result<Reply>) -> 
     if let Some(known) = key.known(tx)? {
         return Ok(known);
     }
-    if let Some(base) = key.undoes()
-        && !key.entomb(tx, base)?
-    {
-        let reply = Reply::ok(&serde_json::json!({}));
-        key.remember(tx, "done", &reply)?;
-        return Ok(Ok(reply));
+    if let Some(base) = key.undoes() {
+        return undo(tx, key, base, work).map(Ok);
     }
     match tx.nested(work) {
         Ok(reply) => {
@@ -246,6 +264,17 @@ fn once(tx: &Tx<'_>, key: &Key, work: impl FnOnce(&Tx<'_>) -> Result<Reply>) -> 
         }
         Err(error) => Err(error),
     }
+}
+
+/// Undoes the step `base`. Its row gives way to the tombstone only with the effect: an undo that was refused or failed must
+/// find it when it comes again, and meanwhile a late copy of the step is answered from it.
+fn undo(tx: &Tx<'_>, key: &Key, base: &str, work: impl FnOnce(&Tx<'_>) -> Result<Reply>) -> Result<Reply> {
+    let reply = if Key::was_done(tx, base)? { work(tx)? } else { Reply::ok(&serde_json::json!({})) };
+    if reply.status() < 400 {
+        Key::entomb(tx, base)?;
+        key.remember(tx, "done", &reply)?;
+    }
+    Ok(reply)
 }
 
 /// Whether an answer with this status is kept: one that would be the same tomorrow.
@@ -309,6 +338,15 @@ async fn read(body: axum::body::Body) -> Result<Bytes> {
             Error::from(Problem::new(400, "bad request").code("CH004").detail("the body was cut off"))
         }
     })
+}
+
+/// The body without some of its fields.
+fn without(headers: &HeaderMap, bytes: &Bytes, fields: &[&str]) -> Result<Bytes> {
+    let mut body: serde_json::Value = parse(headers, bytes)?;
+    if let Some(body) = body.as_object_mut() {
+        body.retain(|name, _| !fields.contains(&name.as_str()));
+    }
+    Ok(serde_json::to_vec(&body)?.into())
 }
 
 fn parse<T: DeserializeOwned>(headers: &HeaderMap, bytes: &Bytes) -> Result<T> {

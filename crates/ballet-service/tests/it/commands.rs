@@ -132,6 +132,51 @@ async fn a_step_is_done_once_and_its_undo_leaves_a_tombstone() {
 }
 
 #[tokio::test]
+async fn an_undo_that_did_not_work_is_done_when_it_comes_again() {
+    let rig = Rig::start().await;
+    let cases = [("refused", 409), ("declined", 402), ("flaky", 503), ("broken", 500)];
+    let keys = |how: &str| (format!("checkout-{how}/charge/0"), format!("checkout-{how}/charge/0/undo"));
+    for (n, (how, status)) in cases.into_iter().enumerate() {
+        let (key, undo) = keys(how);
+        let body = json!({"orderId": how});
+        let charge = || rig.step("POST", "/charges", &key, &body);
+        assert_eq!(charge().await.status, 201, "{how}");
+        let path = format!("/refunds/{how}");
+        for _ in 0..2 {
+            let failed = rig.step("POST", &path, &undo, &json!({})).await;
+            assert_eq!(failed.status, status, "{how}: {}", text(&failed));
+            assert_eq!(failed.header("idempotency-replayed"), None, "{how}: a failed undo is no answer to keep");
+        }
+        // The step is still done: a late copy of it changes nothing.
+        let late = charge().await;
+        assert_eq!((late.status.as_u16(), late.header("idempotency-replayed")), (201, Some("true")), "{how}");
+        assert_eq!(rig.count("charged").await, n as i64 + 1, "{how}");
+    }
+    rig.post("/things", &json!({"name": "repaired"})).send().await.unwrap();
+    for (how, _) in cases {
+        let (key, undo) = keys(how);
+        for _ in 0..2 {
+            let undone = rig.step("POST", &format!("/refunds/{how}"), &undo, &json!({})).await;
+            assert_eq!((undone.status.as_u16(), text(&undone)), (200, r#"{"refunded":1}"#), "{how}");
+        }
+        assert_eq!(rig.step("POST", "/charges", &key, &json!({"orderId": how})).await.status, 410, "{how}");
+    }
+    assert_eq!(rig.count("charged").await, 0);
+}
+
+#[tokio::test]
+async fn a_long_execution_id_can_be_done_and_undone() {
+    let rig = Rig::start().await;
+    // What the orchestrator makes of the longest names it takes: 200 characters of four bytes, escaped.
+    let key = format!("{}/{}/0", "%F0".repeat(800), "%F0".repeat(800));
+    assert_eq!(rig.step("POST", "/reservations", &key, &json!({"orderId": "long"})).await.status, 201);
+    let undone = rig.step("DELETE", "/reservations/long", &format!("{key}/undo"), &json!({})).await;
+    assert_eq!((undone.status.as_u16(), text(&undone)), (200, r#"{"released":1}"#));
+    let client = rig.post("/things", &json!({"name": "x"})).idempotency_key(&"k".repeat(256)).send().await.unwrap();
+    assert_eq!(client.status, 400, "a client's key stays short");
+}
+
+#[tokio::test]
 async fn bad_requests_say_what_is_wrong() {
     let rig = Rig::start().await;
     let send = |body: &'static str, kind: &'static str| rig.post("/things", &json!(0)).body(body, kind).send();

@@ -156,6 +156,34 @@ async fn release(_internal: Internal, Path(order): Path<String>, command: Comman
         .await
 }
 
+/// Takes money.
+async fn charge(_internal: Internal, command: Command<Value>) -> Result<Reply> {
+    command
+        .run(|tx, body| {
+            tx.execute("INSERT INTO things VALUES (?1, 'charged', '')", [body["orderId"].as_str()])?;
+            Ok(Reply::created("/charged", &json!({})))
+        })
+        .await
+}
+
+/// Gives it back; until a thing named `repaired` is there, it fails in one of the ways that a command may.
+async fn refund(_internal: Internal, Path(how): Path<String>, command: Command) -> Result<Reply> {
+    command
+        .run(move |tx, _| {
+            if !tx.prepare("SELECT 1 FROM things WHERE name = 'repaired'")?.exists([])? {
+                return match how.as_str() {
+                    "refused" => Err(problem::conflict("closed", "not today").into()),
+                    "declined" => Ok(Reply::problem(&problem::refused(402, "card-declined", "no"))),
+                    "flaky" => Ok(Reply::problem(&problem::unavailable("the bank does not answer"))),
+                    _ => Err(Error::internal("secret text")),
+                };
+            }
+            let gone = tx.execute("DELETE FROM things WHERE id = ?1 AND name = 'charged'", [how])?;
+            Ok(Reply::ok(&json!({"refunded": gone})))
+        })
+        .await
+}
+
 pub fn builder() -> Builder {
     Service::builder("things")
         .migrations(&[("0001_init", "CREATE TABLE things (id TEXT PRIMARY KEY, name TEXT NOT NULL, tags TEXT) STRICT")])
@@ -168,6 +196,8 @@ pub fn builder() -> Builder {
                 .route("/end/{how}", post(end))
                 .route("/reservations", post(reserve))
                 .route("/reservations/{order}", delete(release))
+                .route("/charges", post(charge))
+                .route("/refunds/{how}", post(refund))
                 .route("/me", get(async |user: User| user.id))
                 .route("/maybe", get(async |user: Option<User>| user.map_or("nobody".into(), |user| user.id)))
                 .route("/staff", get(async |Staff(user): Staff| user.id)),
