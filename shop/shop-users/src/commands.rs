@@ -1,6 +1,6 @@
 //! What changes something: registering, logging in, changing a profile, rotating the keys.
 
-use axum::extract::Path;
+use axum::extract::{Path, Request};
 use ballet_service::{
     Body, Command, Context, Internal, Invalid, Reply, Result, Timestamp, Tx, User, new_id, problem, rfc3339,
 };
@@ -62,8 +62,9 @@ struct UserEvent<'a> {
     version: i64,
 }
 
-/// `POST /users`
-pub(crate) async fn register(command: Command<NewUser>) -> Result<Reply> {
+/// `POST /users`. What remembers the command does not know the password.
+pub(crate) async fn register(ctx: Context, request: Request) -> Result<Reply> {
+    let command: Command<NewUser> = Command::hiding(request, &ctx, &["password"]).await?;
     let user = &command.body;
     let mut invalid = Invalid::default();
     invalid.unless(is_email(&user.email), "email", "an e-mail address such as ada@shop.test");

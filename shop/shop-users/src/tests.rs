@@ -88,6 +88,25 @@ fn fields(answer: &Answer) -> Vec<&str> {
 }
 
 #[tokio::test]
+async fn a_repeated_registration_is_answered_and_leaves_no_trace_of_the_password() {
+    let rig = Rig::start(SystemClock).await;
+    let send = |name: &str, password: &str| {
+        let body = json!({"email": "grace@shop.test", "name": name, "password": password});
+        rig.caller.context().service("users").post("/users").json(&body).header("idempotency-key", "k1").send()
+    };
+    let first = send("Grace", "longer-than-ten").await.unwrap();
+    let again = send("Grace", "longer-than-ten").await.unwrap();
+    assert_eq!((first.status.as_u16(), again.status.as_u16()), (201, 201));
+    assert_eq!((again.header("idempotency-replayed"), &again.body), (Some("true"), &first.body));
+    assert_eq!(send("Hopper", "longer-than-ten").await.unwrap().status, 422);
+    // If what is kept told this password from that one, whoever has the file could guess it.
+    let other = send("Grace", "another-password").await.unwrap();
+    assert_eq!((other.status.as_u16(), other.header("idempotency-replayed")), (201, Some("true")));
+    assert_eq!(rig.log_in("grace@shop.test", "longer-than-ten").await.status, 201);
+    assert_eq!(rig.log_in("grace@shop.test", "another-password").await.status, 401);
+}
+
+#[tokio::test]
 async fn somebody_registers_logs_in_and_changes_their_profile() {
     let rig = Rig::start(SystemClock).await;
     let grace =
