@@ -2,10 +2,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use ballet_tests::{Ballet, repository};
+use ballet_tests::{Ballet, repository, request};
 use serde_json::{Value, json};
 
 use crate::small::{Ran, Small, alive, gone, until};
@@ -84,7 +85,7 @@ async fn ps_prints_the_document_that_machines_rely_on() {
     assert!(echo["rssBytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{echo}");
     assert!(echo["sidecar"]["http"].as_u64().is_some_and(|port| port > 0), "{echo}");
     let address = echo["address"].as_str().and_then(|a| a.strip_prefix("http://")).expect("a URL");
-    let direct = ballet_tests::request(address.parse().expect("an address"), "GET", "/who").send().await;
+    let direct = request(address.parse().expect("an address"), "GET", "/who").send().await;
     assert_eq!(direct.json["pid"], who["pid"]);
 
     let table = small.run(&["ps"]).expect(0).out;
@@ -118,7 +119,10 @@ fn services_are_restarted_stopped_started_and_scaled() {
 
     small.run(&["stop", "echo"]).expect(0);
     let stopped = rows(&small, "echo");
-    assert_eq!((&stopped[0]["state"], &stopped[0]["ready"], &stopped[0]["pid"]), (&json!("stopped"), &json!(false), &Value::Null));
+    assert_eq!(
+        (&stopped[0]["state"], &stopped[0]["ready"], &stopped[0]["pid"]),
+        (&json!("stopped"), &json!(false), &Value::Null)
+    );
     small.run(&["start", "echo"]).expect(0);
     assert_eq!(rows(&small, "echo")[0]["state"], "running");
 
@@ -207,6 +211,15 @@ services:
 }
 
 #[test]
+fn detach_does_not_wait_for_what_never_comes() {
+    let small = Small::new("services:\n  echo: { run: <service> }\n  lost: { run: no-such-program }\n");
+    let (_down, up) = detach(&small, &[]);
+    let up = up.expect(1);
+    assert!(up.err.contains("lost is not ready: no program `no-such-program`"), "{}", up.err);
+    assert_eq!(rows(&small, "echo")[0]["state"], "running", "the others go on");
+}
+
+#[test]
 fn manifests_are_checked_without_starting_anything() {
     let small = Small::new(TWO);
     let fine = small.run(&["check"]).expect(0);
@@ -258,7 +271,7 @@ fn the_schema_is_the_committed_one() {
 fn codes_and_requests_are_explained() {
     let small = Small::new(TWO);
     let page = small.run(&["explain", "mf001"]).expect(0).out;
-    assert!(page.starts_with("MF001 ") && page.contains("What to do:"), "{page}");
+    assert!(page.starts_with("MF001 ") && page.contains("What to do:") && !page.contains(".."), "{page}");
     small.run(&["explain", "XX999"]).expect(2);
     small.run(&["explain", "GET", "/who"]).expect(3);
 
@@ -267,6 +280,42 @@ fn codes_and_requests_are_explained() {
     assert!(known.contains("`GET /who`") && known.contains("ballet.yaml:8:5") && known.contains("`echo`"), "{known}");
     let unknown = small.run(&["explain", "GET", "http://localhost/nowhere"]).expect(0).out;
     assert!(unknown.contains("404") && !unknown.contains("echo"), "{unknown}");
+}
+
+#[tokio::test]
+async fn workflows_are_listed_shown_and_settled() {
+    let small = Small::new(
+        "
+services:
+  echo: { run: <service> }
+workflows:
+  trip:
+    steps:
+      - book: { call: POST echo:/book, undo: POST echo:/cancel/refused }
+      - pay:  { call: POST echo:/pay/refused }
+",
+    );
+    let system = small.up();
+    let wish = json!({"name": "trip", "id": "trip-7", "input": {}});
+    let _ = system.at_platform("POST", "/ballet/v1/workflows").json(wish).send().await.expect(201);
+    let read = || system.at_platform("GET", "/api/workflow/trip-7");
+    until(read(), |document| document.json["compensation"]["state"] == "stuck").await;
+
+    let list = small.run(&["workflows", "list"]).expect(0).out;
+    assert!(list.contains("trip-7") && list.contains("RUNNING") && list.contains("stuck"), "{list}");
+    assert!(small.run(&["workflows", "list", "--json"]).expect(0).json().to_string().contains("trip-7"));
+    let page = small.run(&["workflows", "show", "trip-7"]).expect(0).out;
+    for word in ["book", "COMPLETED", "pay", "FAILED", "stuck"] {
+        assert!(page.contains(word), "`{word}` is missing\n{page}");
+    }
+    assert_eq!(small.run(&["workflows", "show", "trip-7", "--json"]).expect(0).json()["workflowId"], "trip-7");
+    small.run(&["workflows", "show", "trip-8"]).expect(1);
+    small.run(&["workflows", "undo", "trip-7"]).expect(2);
+
+    small.run(&["workflows", "undo", "trip-7", "--set-aside", "cancelled by phone"]).expect(0);
+    let settled = until(read(), |document| document.json["status"] == "FAILED").await.json;
+    assert_eq!(settled["compensation"]["state"], "done", "{settled:#}");
+    small.run(&["workflows", "undo", "trip-7", "--retry"]).expect(1);
 }
 
 #[test]
@@ -330,13 +379,77 @@ gateway:
     let there = own("STOCK_ROOM_URL");
     let there = there.strip_prefix("http://").expect("plain HTTP");
     let (address, path) = there.split_at(there.find('/').unwrap_or(there.len()));
-    let called = ballet_tests::request(address.parse().expect("an address"), "GET", &format!("{path}/who")).send().await;
+    let called = request(address.parse().expect("an address"), "GET", &format!("{path}/who")).send().await;
     assert_eq!(called.expect(200).json["service"], "stock-room");
 
     let other = system.at_gateway("GET", "/stock/env").send().await.expect(200).json;
     assert_eq!(other["OTEL_SERVICE_NAME"], "stock-room");
     assert!(!other.to_string().contains("echo.db"), "nobody else is told of the store: {other}");
     assert_ne!(other["BALLET_TOKEN"], env["BALLET_TOKEN"]);
+}
+
+/// Waits until a file says something; panics with what it says else.
+async fn until_said(file: &Path, wanted: &str) -> String {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        if text.contains(wanted) {
+            return text;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "`{wanted}` is missing in\n{text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn credentials_of_one_service_reach_no_other() {
+    let small = Small::new(
+        "
+services:
+  echo:       { run: <service>, store: \"postgres://echo:${env.ECHO_PASSWORD}@db/echo\" }
+  stock-room: { run: <service>, env: { PIN: { env: STOCK_PIN } } }
+gateway:
+  routes:
+    GET /echo/env: { to: \"echo:/env\" }
+    GET /stock/env: { to: \"stock-room:/env\" }
+",
+    );
+    let _down = Detached(&small);
+    let words: Vec<&str> = ["up", "--detach"].into_iter().chain(FREE).collect();
+    let mut up = small.command(&words);
+    up.env("ECHO_PASSWORD", "swordfish").env("STOCK_PIN", "0451").env("PLAIN", "for all");
+    Ran::of(&up.output().expect("ballet runs")).expect(0);
+    let ps = small.run(&["ps", "--json"]).expect(0);
+    assert!(!ps.out.contains("swordfish"), "{}", ps.out);
+    let gateway = ps.json()["addresses"]["gateway"].as_str().expect("a URL").replace("http://", "");
+    let env = async |path: &str| request(gateway.parse().expect("an address"), "GET", path).send().await.expect(200);
+    let (echo, stock) = (env("/echo/env").await, env("/stock/env").await);
+    assert_eq!(echo.json["STORE_URL"], "postgres://echo:swordfish@db/echo");
+    assert_eq!((&stock.json["PIN"], &stock.json["PLAIN"]), (&json!("0451"), &json!("for all")));
+    assert!(!stock.text.contains("swordfish"), "{}", stock.text);
+    assert!(!echo.text.contains("0451"), "{}", echo.text);
+}
+
+#[tokio::test]
+async fn a_reload_says_what_it_cannot_change() {
+    let small = Small::new(TWO);
+    let system = small.up();
+    let log = small.state().with_extension("log");
+    small.edit(&TWO.replace("/who", "/whoever"));
+    let said = until_said(&log, "reloaded\n").await;
+    assert!(!said.contains("next `ballet up`"), "{said}");
+    until(system.at_gateway("GET", "/who"), |reply| reply.status == 404).await;
+
+    small.edit(
+        &TWO.replace("services:\n", "services:\n  fresh: { run: <service> }\n").replace("say hello", "say goodbye"),
+    );
+    let said = until_said(&log, "reloaded; ").await;
+    let line = said.lines().last().expect("a line");
+    assert!(line.contains("(echo, fresh)") && line.contains("next `ballet up`"), "{line}");
+
+    small.edit("services: [");
+    until_said(&log, "not reloaded; what ran before goes on").await;
+    assert_eq!(system.at_gateway("GET", "/who").send().await.status, 200);
 }
 
 #[tokio::test]

@@ -23,7 +23,10 @@ async fn ended(system: &Ballet, id: &str) -> Value {
 #[tokio::test]
 async fn the_official_sdk_serves_a_step() {
     let Ok(python) = std::env::var(PYTHON) else {
-        assert!(std::env::var_os("CI").is_none(), "{PYTHON} must name a Python with `conductor-python`; `cargo xtask test` sets it");
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "{PYTHON} must name a Python with `conductor-python`; `cargo xtask test` sets it"
+        );
         eprintln!("SKIPPED: {PYTHON} names no Python with `conductor-python`; `cargo xtask test` installs one");
         return;
     };
@@ -64,7 +67,9 @@ workflows:
 /// A workflow that waits for a worker and then visits the desk in this order.
 fn visits(order: [&str; 2]) -> String {
     let steps: String = order.map(|name| format!("      - {name}: {{ call: POST desk:/{name} }}\n")).concat();
-    format!("services:\n  desk: {{ run: <service> }}\nworkflows:\n  visit:\n    steps:\n      - arrive: {{ task: arrive }}\n{steps}")
+    format!(
+        "services:\n  desk: {{ run: <service> }}\nworkflows:\n  visit:\n    steps:\n      - arrive: {{ task: arrive }}\n{steps}"
+    )
 }
 
 /// Serves the task that the execution waits for, by the plain API.

@@ -36,7 +36,8 @@ async fn the_python_worker_packs_parcels() {
 
     // Without its worker a parcel waits.
     assert!(system.command(&["stop", "packer"]).status.success());
-    let waiting = send("third", json!({"to": "Grace"})).await.expect(202).json["id"].as_str().expect("an id").to_owned();
+    let waiting =
+        send("third", json!({"to": "Grace"})).await.expect(202).json["id"].as_str().expect("an id").to_owned();
     let labelled = system.at_gateway("GET", &format!("/parcels/{waiting}"));
     until(labelled, |reply| reply.json["state"] == "labelled").await;
     assert!(system.command(&["start", "packer"]).status.success());

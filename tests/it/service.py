@@ -5,6 +5,7 @@ GET /readyz        200
 GET /env           its environment
 GET /who           name, instance, pid
 GET /calls         method, path and JSON body of every other request, in their order
+…/refused          409, remembered too
 anything else      200 with {"by": NAME, "n": HOW MANY SO FAR}
 
 Words: `say TEXT` prints a line first; `grandchild FILE` starts a child that leaves the process group, ignores TERM and
@@ -44,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
             if path == "/calls":
                 return self.send(200, CALLS)
             CALLS.append({"method": self.command, "path": self.path, "body": json.loads(body) if body else None})
-            self.send(200, {"by": NAME, "n": len(CALLS)})
+            self.send(409 if path.endswith("/refused") else 200, {"by": NAME, "n": len(CALLS)})
 
     do_GET = do_POST = do_PUT = do_DELETE = answer
 

@@ -96,7 +96,7 @@ pub enum Engine {
 pub struct Secret(String);
 
 /// One service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Its name.
     pub name: ServiceName,
