@@ -1,5 +1,6 @@
 //! Read models: kept up to date from the service's own events, in order, and rebuilt when their shape changes.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -7,6 +8,7 @@ use rusqlite::{OptionalExtension, params};
 
 use ballet_core::{Chain, Event};
 
+use crate::sqlite::message;
 use crate::{Error, Result, Tx};
 
 /// How many events are applied at once when a projection has to catch up.
@@ -111,7 +113,13 @@ fn rebuild(projection: &dyn Projection, tx: &Tx<'_>) -> Result<()> {
     Ok(())
 }
 
+/// A defect of a read model must not take the writer thread along: then nobody could write any more.
 fn advance(projection: &dyn Projection, tx: &Tx<'_>) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(|| follow(projection, tx)))
+        .unwrap_or_else(|panic| Err(Error::Internal(format!("a projection panicked: {}", message(&*panic)))))
+}
+
+fn follow(projection: &dyn Projection, tx: &Tx<'_>) -> Result<()> {
     loop {
         let position: i64 = tx
             .prepare_cached("SELECT position FROM projections WHERE name = ?1")?

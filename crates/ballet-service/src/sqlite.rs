@@ -271,9 +271,10 @@ impl Store {
         let mut db = Connection::open(file).map_err(open)?;
         // First of all: two instances that start together must not trip over the change to WAL.
         db.busy_timeout(MIGRATION_BUSY).map_err(open)?;
+        // fullfsync: macOS's fsync does not reach the disk; elsewhere it means nothing.
         db.execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;
-             PRAGMA journal_size_limit = 16777216;",
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA foreign_keys = ON;
+             PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 16777216;",
         )
         .map_err(open)?;
         db.set_prepared_statement_cache_capacity(128);
@@ -427,7 +428,8 @@ where
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
+/// What a panic said.
+pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
     panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("?")
 }
 
