@@ -104,8 +104,10 @@ impl Relay {
     async fn step(&self) -> Result<Next> {
         let (now, instance) = (self.clock.now(), self.instance.clone());
         let (rows, ours) = self.store.read(move |db| Ok((batch(db, now)?, is_ours(db, &instance, now)?))).await?;
-        if rows.is_empty() && !ours {
-            return Ok(Next::Done);
+        if !ours {
+            // A wake-up may be older than the lease: whoever holds it by now sends these.
+            let more = !rows.is_empty() && self.claim().await?;
+            return Ok(if more { Next::More } else { Next::Done });
         }
         let Outcome { sent, held, failure } = self.publish(rows).await;
         let instance = self.instance.clone();

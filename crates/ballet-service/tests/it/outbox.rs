@@ -98,6 +98,19 @@ async fn two_instances_share_the_store_and_one_relays() {
 }
 
 #[tokio::test]
+async fn what_another_instance_is_relaying_is_left_to_it() {
+    let rig = Rig::start().await;
+    let write = rig.service.context().store().write(|tx| {
+        assert!(tx.claim("relay", "things-2", Duration::from_secs(60))?);
+        tx.publish("thing.added", "1", &json!({}))
+    });
+    write.await.unwrap();
+    // Its end flushes the outbox, whoever woke it.
+    rig.service.stop().await;
+    assert_eq!(rig.bus.subjects(), [""; 0]);
+}
+
+#[tokio::test]
 async fn a_refused_event_holds_up_its_own_key_only() {
     let rig = Rig::start().await;
     *rig.bus.refused_topic.lock().unwrap() = Some("thing.unknown".into());
@@ -153,6 +166,7 @@ impl Projection for Names {
         if event.data["name"] == json!("poison") && self.0 == 1 {
             return Err(ballet_service::Error::internal("cannot"));
         }
+        assert!(event.data["name"] != "panic" || self.0 > 1, "a defect of a projection");
         tx.execute("INSERT INTO names VALUES (?1)", [event.data["name"].as_str()])?;
         Ok(())
     }
@@ -185,9 +199,21 @@ async fn a_projection_follows_its_commands_and_can_be_rebuilt() {
     clock.advance(Duration::from_secs(5));
     rig.post("/things", &json!({"name": "d"})).send().await.unwrap();
     assert_eq!(one::<String>(&store, names).await, "a,b,poison,c,d", "it goes on behind the rebuild");
+    // Nor does one that panics.
+    for name in ["panic", "e"] {
+        clock.advance(Duration::from_secs(5));
+        assert_eq!(rig.post("/things", &json!({"name": name})).send().await.unwrap().status, 201);
+    }
+    assert_eq!(one::<String>(&store, names).await, "a,b,poison,c,d");
     rig.service.stop().await;
     drop(store);
 
+    // It does not keep the service from its start.
+    let rig = Rig::with(builder().projection(Names(1)), directory.clone(), "things-1", &[]).await;
+    assert_eq!(rig.post("/things", &json!({"name": "f"})).send().await.unwrap().status, 201);
+    rig.service.stop().await;
+
     let rig = Rig::with(builder().projection(Names(2)), directory, "things-1", &[]).await;
-    assert_eq!(one::<String>(rig.service.context().store(), names).await, "a,b,poison,c,d", "a new version is rebuilt");
+    let all = "a,b,poison,c,d,panic,e,f";
+    assert_eq!(one::<String>(rig.service.context().store(), names).await, all, "a new version is rebuilt");
 }
