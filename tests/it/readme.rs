@@ -37,15 +37,26 @@ fn the_readmes_tour_works_as_it_stands() {
     let program = format!("{} ", bin("ballet").display());
     let state = format!("--state {} ", shop.state().display());
     let script = script
-        .replace("cargo run --release -- stop payments --file shop", &format!("{program}stop payments --file shop {state}"))
-        .replace("cargo run --release -- start payments --file shop", &format!("{program}start payments --file shop {state}"))
+        .replace(
+            "cargo run --release -- stop payments --file shop",
+            &format!("{program}stop payments --file shop {state}"),
+        )
+        .replace(
+            "cargo run --release -- start payments --file shop",
+            &format!("{program}start payments --file shop {state}"),
+        )
         .replace("cargo run --release -- ps shop", &format!("{program}ps shop {state}"))
         .replace("127.0.0.1:8080", &shop.gateway.to_string())
         .replace("127.0.0.1:7070", &shop.platform.to_string());
     assert!(!script.contains("cargo "), "a command of ballet is not run by this test: {script}");
-    let check = "\n[ \"$(curl -s $GATEWAY/orders/$ID -H \"authorization: Bearer $TOKEN\" | jq -r .status)\" = CONFIRMED ]\n";
+    let check =
+        "\n[ \"$(curl -s $GATEWAY/orders/$ID -H \"authorization: Bearer $TOKEN\" | jq -r .status)\" = CONFIRMED ]\n";
     let script = script + &check.replace("$GATEWAY", &format!("http://{}", shop.gateway));
-    let run = Command::new("bash").args(["-euo", "pipefail", "-c", &script]).current_dir(repository()).output().expect("bash runs");
+    let run = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", &script])
+        .current_dir(repository())
+        .output()
+        .expect("bash runs");
     let (said, wrong) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     assert!(run.status.success(), "{script}\n{said}\n{wrong}");
     assert!(said.contains("CAPTURED") && said.contains("COMPLETED"), "{said}");

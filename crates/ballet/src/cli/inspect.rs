@@ -16,7 +16,10 @@ pub(crate) fn explain(place: &Place, what: &[String]) -> Result<(), CliError> {
             };
             out(&format!(
                 "{} {}\n\nWhy it happens: {}.\nWhat to do:     {}.\n",
-                entry.code, entry.title, entry.cause, entry.remedy
+                entry.code,
+                entry.title,
+                entry.cause.trim_end_matches('.'),
+                entry.remedy.trim_end_matches('.')
             ))
         }
         [method, url] => {
@@ -39,7 +42,7 @@ pub(crate) fn workflows(place: &Place, as_json: bool) -> Result<(), CliError> {
     let line = |row: &Value| {
         let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
         let compensation = row["compensation"]["state"].as_str().map(|s| format!("  undo {s}")).unwrap_or_default();
-        format!("{:<44} {:<12} {}{compensation}\n", text("workflowId"), text("status"), text("startTime"))
+        format!("{:<44} {:<12} {}{compensation}\n", text("id"), text("status"), text("startedAt"))
     };
     out(&list.iter().map(line).collect::<String>())
 }

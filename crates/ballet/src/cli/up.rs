@@ -11,6 +11,9 @@ use crate::platform;
 /// Longest wait of `--detach` for readiness after the build.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(1_800);
 
+/// A service that has ended so often before it was ready once will not become ready by waiting: some nine seconds.
+const TOO_MANY_RESTARTS: u64 = 8;
+
 /// Runs the system until it is told to end; with `detach` leaves it running.
 pub(crate) fn run(place: &Place, detach: bool, tied: bool) -> Result<(), CliError> {
     let loaded = manifest::load(place)?;
@@ -62,7 +65,10 @@ fn run_behind(place: &Place) -> Result<(), CliError> {
             eprint!("{}", std::fs::read_to_string(&path).unwrap_or_default());
             return Ok(());
         }
-        let failed = |s: &&serde_json::Value| s["state"] == "failed";
+        let failed = |s: &&serde_json::Value| {
+            s["state"] == "failed"
+                || (s["ready"] == false && s["restarts"].as_u64().is_some_and(|n| n >= TOO_MANY_RESTARTS))
+        };
         if let Some(service) = system["services"].as_array().into_iter().flatten().find(failed) {
             let reason = service["reason"].as_str().unwrap_or("it does not say why");
             return Err(CliError::no(format!(

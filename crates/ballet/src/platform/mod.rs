@@ -31,13 +31,14 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// Runs a system until Ctrl-C, TERM, `ballet down`, or (tied) the end of standard input.
 pub async fn run(place: &Place, loaded: Loaded, tied: bool) -> Result<(), CliError> {
+    let seen = reload::contents(&loaded.files);
     let manifest = Arc::new(loaded.manifest);
     let state = Arc::new(StateDir::open(&place.state).map_err(|e| CliError::from_part(&e))?);
     init_logs(&state)?;
     let listener = listener::bind(manifest.platform.listen.main, "platform.listen").await?;
     let parts = Parts::start(&manifest, &state, place, listener).await?;
     announce(&manifest, &state, &parts)?;
-    let watching = reload::watch(place.clone(), parts.reloader());
+    let watching = reload::watch(place.clone(), loaded.files, seen, parts.reloader(&manifest));
     let ready = tokio::spawn(say_when_ready(parts.supervisor.clone(), manifest.clone(), parts.gateway_address()));
 
     let ended_by = tokio::select! {

@@ -54,6 +54,8 @@ pub(crate) struct Reloader {
     to_bus: Upstreams,
     bus: Arc<Bus>,
     orchestrator: ballet_orchestrator::Handle,
+    /// What runs.
+    manifest: Arc<Manifest>,
 }
 
 impl Parts {
@@ -183,8 +185,9 @@ impl Parts {
     }
 
     /// What swaps routes and policies.
-    pub(crate) fn reloader(&self) -> Reloader {
+    pub(crate) fn reloader(&self, manifest: &Arc<Manifest>) -> Reloader {
         Reloader {
+            manifest: manifest.clone(),
             gateway: self.gateway.clone(),
             sidecars: self.sidecars.clone(),
             upstreams: self.upstreams.clone(),
@@ -216,7 +219,7 @@ impl Parts {
 }
 
 impl Reload for Reloader {
-    async fn reload(&self, manifest: &Manifest) -> Result<(), String> {
+    async fn reload(&self, manifest: &Manifest) -> Result<Vec<ServiceName>, String> {
         let subscriptions = bus::config(manifest).map_err(|error| error.to_string())?;
         self.gateway.reload(manifest).map_err(|error| Chain(&error).to_string())?;
         let policies = policy_table(manifest);
@@ -228,8 +231,19 @@ impl Reload for Reloader {
             self.orchestrator.register(workflow).await.map_err(|error| Chain(&error).to_string())?;
         }
         let workflows: Arc<dyn Workflows> = Arc::new(self.orchestrator.clone());
-        self.bus.apply(subscriptions, &self.to_bus, &workflows).await.map_err(|error| Chain(&error).to_string())
+        self.bus.apply(subscriptions, &self.to_bus, &workflows).await.map_err(|error| Chain(&error).to_string())?;
+        Ok(changed(&self.manifest, manifest))
     }
+}
+
+/// Services that are new, gone, or other processes than before. (Policies are swapped while they run.)
+fn changed(running: &Manifest, new: &Manifest) -> Vec<ServiceName> {
+    let process = |manifest: &Manifest, name: &ServiceName| {
+        let service = manifest.services.get(name).cloned();
+        service.map(|service| ballet_manifest::Service { policy: None, ..service })
+    };
+    let names: BTreeSet<&ServiceName> = running.services.keys().chain(new.services.keys()).collect();
+    names.into_iter().filter(|name| process(running, name) != process(new, name)).cloned().collect()
 }
 
 fn open_journal(state: &StateDir, name: &'static str, metrics: &Metrics) -> Result<Arc<Sqlite>, CliError> {

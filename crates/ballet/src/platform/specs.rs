@@ -50,5 +50,6 @@ pub(crate) fn config(manifest: &Manifest) -> Config {
     let mut config = Config::new(manifest.system.clone(), manifest.dir.clone());
     config.profile = manifest.profile.clone().unwrap_or_else(|| "default".into());
     config.build = manifest.build.clone();
+    config.hidden_env = manifest.secret_env.iter().cloned().collect();
     config
 }
