@@ -194,15 +194,12 @@ pub(crate) fn next_due(plan: &Plan, x: &Execution) -> Option<u64> {
     due
 }
 
-/// Whether only an answer can end it: a step without way back was handed out, or is done before what could be undone.
+/// Whether only an answer can end it: a step without way back was handed out or is done, so that what follows must be
+/// done too. That holds without any undo: a cancellation left half-way is money lost as well.
 pub(crate) fn no_way_back(plan: &Plan, x: &Execution) -> bool {
-    let undoable = || {
-        let series = plan.steps.iter().zip(&x.steps).filter(|(def, _)| def.undo.is_some());
-        series.filter_map(|(_, s)| s.as_ref()).any(Series::needs_undo)
-    };
     plan.steps.iter().zip(&x.steps).filter(|(def, _)| def.attempts.is_none()).any(|(_, series)| match series {
         Some(s) if s.is_open() => s.handed_out || x.tasks.get(s.task).is_some_and(|t| t.out == Some(Out::Call)),
-        Some(s) => s.state == SeriesState::Done && undoable(),
+        Some(s) => s.state == SeriesState::Done,
         None => false,
     })
 }

@@ -218,6 +218,26 @@ fn past_the_point_of_no_return_only_an_answer_counts() {
 }
 
 #[test]
+fn a_line_without_undos_is_not_left_half_done() {
+    let mut b = Bench::of(line(&[(false, None), (false, None)]));
+    b.answer(done());
+    b.answer(waiting(false));
+    assert!(b.event(Event::Terminate { reason: "stop".into() }).is_err(), "5: it cannot be terminated");
+    while b.run < 1_000_000 {
+        b.answer(waiting(false));
+    }
+    assert_eq!((b.x.phase, &b.x.ending), (Phase::Forward, &None), "5: nor does the workflow's timeout end it");
+    b.answer(done());
+    assert_eq!(b.x.status, ExecutionStatus::Completed);
+
+    let mut b = Bench::of(line(&[(false, None), (false, None)]));
+    b.answer(waiting(false));
+    b.event(Event::Terminate { reason: "stop".into() }).unwrap();
+    assert_eq!(b.answer(done()), "line-1/failed/0", "before its first step was handed out, it can be");
+    assert_eq!(b.x.status, ExecutionStatus::Terminated);
+}
+
+#[test]
 fn a_service_that_is_away_until_the_timeout_is_not_undone() {
     let mut b = Bench::of(line(SHOP));
     b.answer(done());
