@@ -482,6 +482,13 @@ impl Decider<'_> {
                         series.waits = 0;
                     }
                     self.again(Role::Undo(i), Duration::ZERO);
+                    // Made anew: if it could not be filled in before, there is nothing to send.
+                    let input = self.input_of(Role::Undo(i));
+                    let Some(task) = self.x.undos[i].as_ref().map(|s| s.task) else { continue };
+                    match input {
+                        Ok(input) => self.x.tasks[task].input = input,
+                        Err(problem) => self.stuck(i, task, unmade(&problem)),
+                    }
                 }
             }
         }
@@ -778,23 +785,11 @@ impl Decider<'_> {
 
     /// Makes the first attempt of a series.
     fn schedule(&mut self, role: Role) {
-        let view = View { execution: self.x, plan: self.plan };
-        let input = match role {
-            Role::Do(i) => self.plan.steps[i].input.eval(&view).map_err(|e| e.to_string()),
-            Role::Undo(i) => match &self.plan.steps[i].undo {
-                Some(undo) => self.undo_input(i, undo),
-                None => Err("there is no undo".into()),
-            },
-            Role::Failed => match &self.plan.failed {
-                Some(failed) => failed.input.eval(&view).map_err(|e| e.to_string()),
-                None => Err("there is no `failed:`".into()),
-            },
-        };
         let delay = match role {
             Role::Do(i) => self.plan.steps[i].start_delay,
             Role::Undo(_) | Role::Failed => Duration::ZERO,
         };
-        let (input, problem) = match input {
+        let (input, problem) = match self.input_of(role) {
             Ok(input) => (input, None),
             Err(problem) => (json!({}), Some(problem)),
         };
@@ -836,7 +831,7 @@ impl Decider<'_> {
         self.note("scheduled", Some(task));
         // What cannot be filled in can never be sent.
         if let Some(problem) = problem {
-            let reason = format!("its input cannot be made: {problem}");
+            let reason = unmade(&problem);
             match role {
                 Role::Do(_) => {
                     self.close(task, TaskStatus::FailedWithTerminalError, Some(reason.clone()));
@@ -850,6 +845,21 @@ impl Decider<'_> {
                     self.alarm(format!("the `failed:` call cannot be made: {reason}"));
                 }
             }
+        }
+    }
+
+    fn input_of(&self, role: Role) -> Result<Value, String> {
+        let view = View { execution: self.x, plan: self.plan };
+        match role {
+            Role::Do(i) => self.plan.steps[i].input.eval(&view).map_err(|e| e.to_string()),
+            Role::Undo(i) => match &self.plan.steps[i].undo {
+                Some(undo) => self.undo_input(i, undo),
+                None => Err("there is no undo".into()),
+            },
+            Role::Failed => match &self.plan.failed {
+                Some(failed) => failed.input.eval(&view).map_err(|e| e.to_string()),
+                None => Err("there is no `failed:`".into()),
+            },
         }
     }
 
@@ -1026,6 +1036,10 @@ impl Decider<'_> {
     fn conflict<T>(&self, why: &str) -> Result<T, Conflict> {
         Err(Conflict(format!("execution `{}`: {why}", self.x.id)))
     }
+}
+
+fn unmade(problem: &str) -> String {
+    format!("its input cannot be made: {problem}")
 }
 
 fn size(value: &Value) -> usize {

@@ -297,6 +297,30 @@ fn undos_never_give_up_waiting_but_get_stuck() {
 }
 
 #[test]
+fn an_undo_that_cannot_be_filled_in_is_never_sent() {
+    let undo = json!({ "uri": "service://s0/payments/${s0.output.response.body.id}", "method": "DELETE" });
+    let task = json!({
+        "name": "s0", "taskReferenceName": "s0", "type": "HTTP", "metadata": { "ballet": { "undo": undo, "attempts": 1 } },
+        "inputParameters": { "http_request": { "uri": "service://s0/do", "method": "POST" } },
+    });
+    let definition = json!({ "name": "line", "tasks": [task], "metadata": { "ballet": {} } });
+    let mut b = Bench::of(Plan::compile(&definition, &Map::new()).unwrap());
+    b.answer(unknown());
+    for tries in 1..=2 {
+        assert_eq!(b.x.compensation_state(), Some("stuck"), "nobody knows the payment's id");
+        assert!(b.calls.is_empty(), "nothing is sent: {:?}", b.x.tasks.last());
+        assert_eq!((b.alarms.len(), b.x.tasks.len()), (tries, tries + 1));
+        b.event(Event::Settle { step: None, set_aside: None }).unwrap();
+    }
+    // It can be filled in by now.
+    b.x.tasks[0].output = json!({ "response": { "body": { "id": "p1" } } });
+    b.event(Event::Settle { step: None, set_aside: None }).unwrap();
+    assert_eq!(b.x.tasks.last().unwrap().input["http_request"]["uri"], "service://s0/payments/p1");
+    assert_eq!(b.answer(done()), "line-1/s0/0/undo");
+    assert_eq!(b.x.status, ExecutionStatus::Failed);
+}
+
+#[test]
 fn an_undo_is_sent_what_the_step_was_sent_and_answered() {
     let mut b = Bench::of(line(SHOP));
     b.answer(done());
