@@ -18,7 +18,7 @@ use ballet_core::{ExecutionStatus, Timestamp};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::outcome::{MAX_OUTPUT, Outcome};
+use crate::outcome::{MAX_OUTPUT, Outcome, TOO_LARGE};
 use crate::plan::{Message, Overdue, Plan, Rest, UNDO_ATTEMPTS, Work};
 use crate::state::{Ending, Execution, Now, Out, Phase, Role, Series, SeriesState, Task, TaskStatus, View};
 
@@ -511,7 +511,7 @@ impl Decider<'_> {
                 self.hand_out(role);
                 self.close(task, TaskStatus::FailedWithTerminalError, Some(reason.clone()));
                 self.set_state(role, SeriesState::GivenUp);
-                self.end_with(ExecutionStatus::Failed, role, reason, "output-too-large".into(), 0);
+                self.end_with(ExecutionStatus::Failed, role, reason, TOO_LARGE.into(), 0);
             }
             Outcome::Waiting { reason, contacted } => {
                 if contacted {

@@ -5,6 +5,8 @@ use serde_json::{Map, Value, json};
 
 /// Longest output that a task may keep, in bytes of JSON: 1 MiB.
 pub(crate) const MAX_OUTPUT: usize = 1 << 20;
+/// What `${failure.code}` says of a step whose answer was too long.
+pub(crate) const TOO_LARGE: &str = "output-too-large";
 
 /// What an attempt came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,7 +44,8 @@ pub(crate) enum Outcome {
         /// What came along.
         output: Value,
     },
-    /// Done, but the answer cannot be kept: the workflow fails, and the step is undone.
+    /// Done, says its status, but the answer cannot be kept: the workflow fails, and the step is undone. An undo or
+    /// `failed:`, whose answers nobody needs, is done.
     Unusable(String),
 }
 
@@ -95,7 +98,14 @@ fn no_answer(error: &CallError) -> Outcome {
         CallError::Invalid(_) => {
             Outcome::Refused { reason, code: "invalid-request".into(), status: 0, output: json!({}) }
         }
-        CallError::TooLarge => Outcome::Unusable(reason),
+        // Its status went with it.
+        CallError::TooLarge => Outcome::Unknown {
+            reason,
+            code: Some(TOO_LARGE.into()),
+            status: 0,
+            timed_out: false,
+            output: json!({}),
+        },
         CallError::TimedOut { sent: true } | CallError::Lost(_) | CallError::Malformed(_) => Outcome::Unknown {
             reason,
             code: None,
@@ -138,6 +148,8 @@ mod tests {
     fn the_contract_divides_answers() {
         let answer =
             |status: u16| Ok(CallResponse { status, headers: vec![], body: br#"{"code":"sold-out"}"#.to_vec().into() });
+        let long =
+            |status: u16| Ok(CallResponse { status, headers: vec![], body: vec![b' '; MAX_OUTPUT + 1].into() });
         let lost = || io::Error::other("reset");
         let cases: Vec<(Result<CallResponse, CallError>, &str)> = vec![
             (answer(200), "done"),
@@ -166,10 +178,13 @@ mod tests {
             (answer(409), "refused"),
             (answer(410), "refused"),
             (Err(CallError::Invalid(String::new())), "refused"),
-            (Err(CallError::TooLarge), "unusable"),
+            (Err(CallError::TooLarge), "unknown"),
+            (long(200), "unusable"),
+            (long(400), "unknown"),
         ];
         for (result, expected) in cases {
-            let text = format!("{result:?}");
+            let mut text = format!("{result:?}");
+            text.truncate(200);
             let found = match classify(result, false) {
                 Outcome::Done(_) => "done",
                 Outcome::Refused { .. } => "refused",

@@ -321,6 +321,27 @@ fn an_undo_that_cannot_be_filled_in_is_never_sent() {
 }
 
 #[test]
+fn an_answer_that_nobody_read_is_no_known_answer() {
+    let too_large = || crate::outcome::classify(Err(ballet_proxy::CallError::TooLarge), false);
+    let mut b = Bench::of(line(SHOP));
+    b.answer(done());
+    b.answer(refused());
+    assert_eq!(b.answer(too_large()), "line-1/s0/0/undo");
+    assert_eq!(b.answer(done()), "line-1/s0/0/undo", "its status is unknown: tried again");
+    assert_eq!(b.answer(too_large()), "line-1/failed/0");
+    assert_eq!(b.answer(done()), "line-1/failed/0", "5: `failed:` likewise");
+    assert_eq!(b.x.status, ExecutionStatus::Failed);
+
+    let mut b = Bench::of(line(SHOP));
+    b.answer(done());
+    for _ in 0..3 {
+        assert_eq!(b.answer(too_large()), "line-1/s1/0");
+    }
+    assert_eq!(b.x.ending.as_ref().unwrap().code, "output-too-large");
+    assert_eq!(b.answer(done()), "line-1/s1/0/undo", "4: it may have been done");
+}
+
+#[test]
 fn an_undo_is_sent_what_the_step_was_sent_and_answered() {
     let mut b = Bench::of(line(SHOP));
     b.answer(done());
