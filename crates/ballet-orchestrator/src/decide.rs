@@ -385,6 +385,10 @@ impl Decider<'_> {
                 let code = code.unwrap_or_else(|| "task-failed".into());
                 self.outcome(role, Outcome::Refused { reason, code, status: 0, output });
             }
+            // After an unknown outcome it is no known answer: it may have been done before.
+            Verdict::Canceled if unlimited(self.plan, role) && self.x.series(role).is_some_and(|s| s.unknown) => {
+                self.attempt_failed(role, reason, code, 0, false, output);
+            }
             Verdict::Canceled => {
                 if let Some(series) = self.x.series_mut(role) {
                     series.unknown = true;

@@ -398,16 +398,21 @@ fn polled_line() -> Plan {
     Plan::compile(&definition, &Map::new()).unwrap()
 }
 
+fn update(verdict: Verdict) -> Update {
+    let output = Some(json!({ "ok": true }));
+    Update { verdict, output, merge: false, reason: None, callback_after: Duration::ZERO, worker: None }
+}
+
+impl Bench {
+    /// A worker takes the attempt and says what became of it.
+    fn work(&mut self, task: usize, verdict: Verdict) {
+        self.event(Event::Polled { task, worker: "w".into() }).unwrap();
+        self.event(Event::Updated { task, update: update(verdict) }).unwrap();
+    }
+}
+
 #[test]
 fn a_workers_silence_makes_a_new_attempt_with_the_same_key() {
-    let update = |verdict| Update {
-        verdict,
-        output: Some(json!({ "ok": true })),
-        merge: false,
-        reason: None,
-        callback_after: Duration::ZERO,
-        worker: None,
-    };
     let mut b = Bench::of(polled_line());
     b.event(Event::Polled { task: 0, worker: "w1".into() }).unwrap();
     assert_eq!(next_due(&b.plan, &b.x), Some(10_000), "2: response timeout of 10 s");
@@ -433,6 +438,32 @@ fn a_workers_silence_makes_a_new_attempt_with_the_same_key() {
     assert_eq!(b.x.status, ExecutionStatus::Failed);
     let bodies = &b.x.tasks[3].input["http_request"]["body"];
     assert_eq!(bodies["output"], json!({ "ok": true }));
+}
+
+#[test]
+fn a_worker_cancels_a_step_without_way_back_only_at_first() {
+    let polled = || {
+        let mut definition = polled_line().definition.clone();
+        definition["tasks"][1]["metadata"]["ballet"]["attempts"] = json!("unlimited");
+        let mut b = Bench::of(Plan::compile(&definition, &Map::new()).unwrap());
+        b.work(0, Verdict::Completed);
+        b
+    };
+    let mut b = polled();
+    b.event(Event::Polled { task: 1, worker: "w".into() }).unwrap();
+    b.wait(10_000);
+    b.wait(200);
+    b.work(2, Verdict::Canceled);
+    assert_eq!(b.x.phase, Phase::Forward, "5: after an unknown outcome it is no known answer");
+    assert_eq!(b.x.tasks[2].status, TaskStatus::Failed);
+    b.wait(400);
+    b.work(3, Verdict::Completed);
+    assert_eq!(b.x.status, ExecutionStatus::Completed);
+
+    let mut b = polled();
+    b.work(1, Verdict::Canceled);
+    assert_eq!(b.answer(done()), "line-1/pack/0/undo");
+    assert_eq!(b.x.status, ExecutionStatus::Terminated);
 }
 
 // --- a world with seeds ---------------------------------------------------------------------------------------------
