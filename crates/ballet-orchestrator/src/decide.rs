@@ -364,6 +364,9 @@ impl Decider<'_> {
         match update.verdict {
             Verdict::Alive => {}
             Verdict::InProgress => {
+                if let Some(series) = self.x.series_mut(role) {
+                    series.contacted = true;
+                }
                 let t = &mut self.x.tasks[task];
                 t.status = TaskStatus::Scheduled;
                 t.due = now.after(update.callback_after);

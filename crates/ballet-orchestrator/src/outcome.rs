@@ -99,13 +99,9 @@ fn no_answer(error: &CallError) -> Outcome {
             Outcome::Refused { reason, code: "invalid-request".into(), status: 0, output: json!({}) }
         }
         // Its status went with it.
-        CallError::TooLarge => Outcome::Unknown {
-            reason,
-            code: Some(TOO_LARGE.into()),
-            status: 0,
-            timed_out: false,
-            output: json!({}),
-        },
+        CallError::TooLarge => {
+            Outcome::Unknown { reason, code: Some(TOO_LARGE.into()), status: 0, timed_out: false, output: json!({}) }
+        }
         CallError::TimedOut { sent: true } | CallError::Lost(_) | CallError::Malformed(_) => Outcome::Unknown {
             reason,
             code: None,
@@ -148,8 +144,7 @@ mod tests {
     fn the_contract_divides_answers() {
         let answer =
             |status: u16| Ok(CallResponse { status, headers: vec![], body: br#"{"code":"sold-out"}"#.to_vec().into() });
-        let long =
-            |status: u16| Ok(CallResponse { status, headers: vec![], body: vec![b' '; MAX_OUTPUT + 1].into() });
+        let long = |status: u16| Ok(CallResponse { status, headers: vec![], body: vec![b' '; MAX_OUTPUT + 1].into() });
         let lost = || io::Error::other("reset");
         let cases: Vec<(Result<CallResponse, CallError>, &str)> = vec![
             (answer(200), "done"),

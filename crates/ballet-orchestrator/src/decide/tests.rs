@@ -466,6 +466,19 @@ fn a_worker_cancels_a_step_without_way_back_only_at_first() {
     assert_eq!(b.x.status, ExecutionStatus::Terminated);
 }
 
+#[test]
+fn a_worker_that_was_at_it_refuses_too_late() {
+    for (verdicts, ends) in
+        [(&[Verdict::Terminal][..], Phase::Ended), (&[Verdict::InProgress, Verdict::Terminal], Phase::Undoing)]
+    {
+        let mut b = Bench::of(polled_line());
+        for verdict in verdicts {
+            b.work(0, *verdict);
+        }
+        assert_eq!(b.x.phase, ends, "4: only a refusal on its first contact needs no undo; {verdicts:?}");
+    }
+}
+
 // --- a world with seeds ---------------------------------------------------------------------------------------------
 
 /// What one service knows, by key: the chassis' inbox.
