@@ -57,8 +57,9 @@ impl Projector {
         Self { projections: Arc::new(projections), rests_until: Arc::default() }
     }
 
-    /// Before the first command: builds what is new or changed, catches up the rest.
+    /// Before the first command: forgets what is no more, builds what is new or changed, catches up the rest.
     pub(crate) fn prepare(&self, tx: &Tx<'_>) -> Result<()> {
+        self.forget(tx)?;
         for projection in self.projections.iter() {
             let version = tx
                 .query_row("SELECT version FROM projections WHERE name = ?1", [projection.name()], |row| row.get(0))
@@ -71,6 +72,19 @@ impl Projector {
             if let Err(error) = tx.nested(|tx| advance(projection.as_ref(), tx)) {
                 stuck(projection.as_ref(), &error);
             }
+        }
+        Ok(())
+    }
+
+    /// Deletes the rows of projections that the service has no more: the outbox is kept until all have read it.
+    fn forget(&self, tx: &Tx<'_>) -> Result<()> {
+        let names = tx
+            .prepare("SELECT name FROM projections")?
+            .query_map([], |row| row.get(0))?
+            .collect::<Result<Vec<String>, _>>()?;
+        for name in names.iter().filter(|name| self.projections.iter().all(|known| known.name() != name.as_str())) {
+            tx.execute("DELETE FROM projections WHERE name = ?1", [name])?;
+            tracing::info!(projection = name, "projection forgotten");
         }
         Ok(())
     }
@@ -121,9 +135,12 @@ fn advance(projection: &dyn Projection, tx: &Tx<'_>) -> Result<()> {
 
 fn follow(projection: &dyn Projection, tx: &Tx<'_>) -> Result<()> {
     loop {
-        let position: i64 = tx
+        let position: Option<i64> = tx
             .prepare_cached("SELECT position FROM projections WHERE name = ?1")?
-            .query_row([projection.name()], |row| row.get(0))?;
+            .query_row([projection.name()], |row| row.get(0))
+            .optional()?;
+        // An older version of the service has started on this store, and does not know this projection.
+        let Some(position) = position else { return rebuild(projection, tx) };
         let events = tx
             .prepare_cached("SELECT id, event FROM outbox WHERE id > ?1 ORDER BY id LIMIT ?2")?
             .query_map([position, STRIDE], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?

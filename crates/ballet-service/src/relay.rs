@@ -3,6 +3,10 @@
 //! One instance at a time does it, by the lease `relay`. The lease is taken in the transaction that publishes and let go in
 //! the transaction that marks the last row as sent, so neither an idle service writes nor does a row wait for a clock: either
 //! the holder sees the new row before it lets go, or whoever wrote it gets the lease. The clock only helps after a crash.
+//!
+//! Nothing that the relay writes is synced by itself. A crash of the process loses none of it. A crash of the machine may
+//! take back what was noted since the last ordinary write: then the events of that write are sent again, in order, as after
+//! a crash between sending and noting; readers' inboxes know them. Leases need no disk: who shares the file shares the machine.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -112,7 +116,7 @@ impl Relay {
         let Outcome { sent, held, failure } = self.publish(rows).await;
         let instance = self.instance.clone();
         self.store
-            .write(move |tx| {
+            .write_unsynced(move |tx| {
                 for id in sent {
                     tx.prepare_cached("UPDATE outbox SET sent_at = ?2, error = NULL WHERE id = ?1")?
                         .execute(params![id, tx.now().millis()])?;
@@ -173,7 +177,7 @@ impl Relay {
 
     async fn claim(&self) -> Result<bool> {
         let instance = self.instance.clone();
-        self.store.write(move |tx| tx.claim(RELAY, &instance, RELAY_LEASE)).await
+        self.store.write_unsynced(move |tx| tx.claim(RELAY, &instance, RELAY_LEASE)).await
     }
 
     async fn left_behind(&self) -> bool {
@@ -242,7 +246,7 @@ pub(crate) async fn keep_tidy(store: Store, clock: Arc<dyn Clock>, keep_inbox: D
 }
 
 /// Deletes sent events that every projection has seen, and inbox rows older than `keep_inbox`. Looks before it writes, so
-/// that an idle service syncs nothing.
+/// that an idle service writes nothing. What a crash brings back is deleted again.
 pub(crate) async fn sweep(store: &Store, now: Timestamp, keep_inbox: Duration) -> Result<usize> {
     let before = |age: Duration| now.millis().saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
     let (sent, seen) = (before(KEEP_SENT), before(keep_inbox));
@@ -257,7 +261,7 @@ pub(crate) async fn sweep(store: &Store, now: Timestamp, keep_inbox: Duration) -
             return Ok(deleted);
         }
         deleted += store
-            .write(move |tx| {
+            .write_unsynced(move |tx| {
                 let outbox =
                     tx.execute(&format!("DELETE FROM outbox WHERE id IN (SELECT id {old} LIMIT {SWEEP_ROWS})"), [sent])?;
                 let inbox = tx.execute(

@@ -8,9 +8,14 @@
 //! Closures that wait share a transaction and its sync; each runs in a savepoint of its own, so that one which fails takes
 //! nothing of its neighbours along. Answers go out after the commit. Several processes may share the file: `BEGIN IMMEDIATE`
 //! waits for its turn.
+//!
+//! What may be lost ([`Store::write_unsynced`]) rides along in a transaction with ordinary closures, and is synced with
+//! them; only a transaction with nothing else in it is committed without a sync. The log is one file that is written in
+//! order: the next sync of whichever process covers it too.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -71,7 +76,12 @@ struct Shared {
     file: std::path::PathBuf,
     committed: watch::Receiver<u64>,
     relay: Arc<Notify>,
+    tasks: Arc<Tasks>,
 }
+
+/// What tasks sleep on, by their names; see [`Tx::wake`].
+#[derive(Default)]
+struct Tasks(Mutex<BTreeMap<&'static str, Arc<Notify>>>);
 
 /// A transaction under way. Runs SQL as a `rusqlite::Connection` does (never `COMMIT` or `ROLLBACK` in it).
 pub struct Tx<'a> {
@@ -79,7 +89,16 @@ pub struct Tx<'a> {
     now: Timestamp,
     service: &'a str,
     trace: Option<TraceContext>,
-    published: &'a Cell<bool>,
+    /// Whether what runs now has its sync for certain.
+    synced: bool,
+    notes: &'a Notes,
+}
+
+/// What is to be done once the transaction is committed.
+#[derive(Default)]
+struct Notes {
+    published: Cell<bool>,
+    wake: RefCell<BTreeSet<&'static str>>,
 }
 
 impl Deref for Tx<'_> {
@@ -100,7 +119,7 @@ impl Tx<'_> {
     /// committed. `subject` is the id of what it happened to; events with one subject arrive in order.
     ///
     /// # Errors
-    /// The topic's name is none, or the store fails.
+    /// The topic's name is none, the write is [unsynced](Store::write_unsynced), or the store fails.
     pub fn publish(&self, topic: &str, subject: &str, data: &(impl Serialize + ?Sized)) -> Result<()> {
         let topic: TopicName = topic.parse().map_err(Error::internal)?;
         self.put(Event::new(topic, self.service, serde_json::to_value(data)?).subject(subject))
@@ -110,8 +129,11 @@ impl Tx<'_> {
     /// number of the event, so that readers can tell older from newer (see [`Tx::is_newer`]).
     ///
     /// # Errors
-    /// The store fails.
+    /// The write is [unsynced](Store::write_unsynced), or the store fails.
     pub fn put(&self, mut event: Event) -> Result<()> {
+        if !self.synced {
+            return Err(Error::internal("an unsynced write publishes nothing: the event could be lost"));
+        }
         event.time.get_or_insert_with(|| self.now.to_string());
         event.trace = event.trace.or(self.trace);
         let next = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0) + 1";
@@ -133,7 +155,7 @@ impl Tx<'_> {
             event.to_json().to_string(),
             self.now.millis()
         ])?;
-        self.published.set(true);
+        self.notes.published.set(true);
         Ok(())
     }
 
@@ -154,6 +176,12 @@ impl Tx<'_> {
         Ok(changed > 0)
     }
 
+    /// Wakes the task that waits in [`Store::woken`] under this name, in this process, once this transaction is committed.
+    /// It may be woken for nothing: it looks itself whether there is something to do.
+    pub fn wake(&self, task: &'static str) {
+        self.notes.wake.borrow_mut().insert(task);
+    }
+
     /// Takes or extends a lease that only one instance of the service may hold; `false` if another holds it.
     ///
     /// # Errors
@@ -168,10 +196,10 @@ impl Tx<'_> {
     /// Those of `work`, and of the store.
     pub fn nested<T>(&self, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
         self.db.prepare_cached("SAVEPOINT nested")?.execute([])?;
-        let published = self.published.get();
+        let published = self.notes.published.get();
         let out = work(self);
         if out.is_err() {
-            self.published.set(published);
+            self.notes.published.set(published);
             self.db.prepare_cached("ROLLBACK TO nested")?.execute([])?;
         }
         self.db.prepare_cached("RELEASE nested")?.execute([])?;
@@ -190,8 +218,31 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Tx<'_>) -> Result<T> + Send + 'static,
     {
+        self.queue(work, true).await
+    }
+
+    /// As [`Store::write`], for what may be lost: everybody sees it when this returns, but it may be on disk only with the
+    /// next ordinary write. A crash of the process loses nothing; a crash of the machine may take back what was written so
+    /// since the last ordinary write, the latest first. For what is done again or found out again then: that something was
+    /// sent which may be sent twice, a lease that only processes on this machine hold, the deletion of what is old.
+    ///
+    /// # Errors
+    /// Those of [`Store::write`]. `work` cannot publish.
+    pub async fn write_unsynced<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Tx<'_>) -> Result<T> + Send + 'static,
+    {
+        self.queue(work, false).await
+    }
+
+    async fn queue<T, F>(&self, work: F, synced: bool) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Tx<'_>) -> Result<T> + Send + 'static,
+    {
         let (reply, answer) = oneshot::channel();
-        let job = Work { work: Some(work), out: None, reply, trace: current_trace() };
+        let job = Work { work: Some(work), out: None, reply, trace: current_trace(), synced };
         let stopped = || Error::Busy("the service is stopping".into());
         self.shared.jobs.send(Box::new(job)).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
@@ -255,6 +306,13 @@ impl Store {
         }
     }
 
+    /// Waits until a transaction of this process was committed that called [`Tx::wake`] with this name, after the last time
+    /// that this returned. One task for each name. What other instances write wakes nobody: look now and then, too. Cancel
+    /// safe.
+    pub async fn woken(&self, task: &'static str) {
+        self.shared.tasks.of(task).notified().await;
+    }
+
     /// Wakes when this process has claimed the relay's lease together with a commit that published.
     pub(crate) async fn relay_wanted(&self) {
         self.shared.relay.notified().await;
@@ -283,25 +341,34 @@ impl Store {
 
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (committed, watcher) = watch::channel(0);
-        let relay = Arc::new(Notify::new());
+        let (relay, tasks) = (Arc::new(Notify::new()), Arc::new(Tasks::default()));
         let writer = Writer {
             db,
             queue,
+            next: None,
+            synced: true,
             service: setup.service.to_owned(),
             instance: setup.instance.to_owned(),
             clock: setup.clock,
             projector: setup.projector,
             committed,
             relay: relay.clone(),
+            tasks: tasks.clone(),
         };
         std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run())
             .map_err(|error| OpenError::Open(Error::Internal(format!("cannot start the writer: {error}"))))?;
         let permits = Arc::new(Semaphore::new(READERS));
-        let shared =
-            Shared { jobs, readers: Mutex::default(), permits, file: file.to_owned(), committed: watcher, relay };
+        let (readers, file) = (Mutex::default(), file.to_owned());
+        let shared = Shared { jobs, readers, permits, file, committed: watcher, relay, tasks };
         Ok(Self { shared: Arc::new(shared) })
+    }
+}
+
+impl Tasks {
+    fn of(&self, task: &'static str) -> Arc<Notify> {
+        self.0.lock().expect("nobody panics while it is held").entry(task).or_default().clone()
     }
 }
 
@@ -354,8 +421,8 @@ fn migrate(db: &mut Connection, setup: &Setup<'_>) -> Result<(), OpenError> {
             }
         }
     }
-    let published = Cell::new(false);
-    let work = Tx { db: &tx, now, service: setup.service, trace: None, published: &published };
+    let notes = Notes::default();
+    let work = Tx { db: &tx, now, service: setup.service, trace: None, synced: true, notes: &notes };
     if let Some(seed) = setup.seed
         && applied("seed")?.is_none()
     {
@@ -387,6 +454,8 @@ fn claim(db: &Connection, lease: &str, owner: &str, now: Timestamp, lasts: Durat
 
 /// A closure on its way through the writer thread.
 trait Job: Send {
+    /// Whether it must be on disk before it is answered.
+    fn synced(&self) -> bool;
     /// Runs it; `false` if what it wrote must be taken back.
     fn run(&mut self, tx: &mut Tx<'_>) -> bool;
     /// Answers: with its own result if the transaction was committed, else with this error.
@@ -398,6 +467,7 @@ struct Work<F, T> {
     out: Option<Result<T>>,
     reply: oneshot::Sender<Result<T>>,
     trace: Option<TraceContext>,
+    synced: bool,
 }
 
 impl<F, T> Job for Work<F, T>
@@ -405,9 +475,13 @@ where
     T: Send,
     F: FnOnce(&Tx<'_>) -> Result<T> + Send,
 {
+    fn synced(&self) -> bool {
+        self.synced
+    }
+
     fn run(&mut self, tx: &mut Tx<'_>) -> bool {
         let Some(work) = self.work.take() else { return false };
-        tx.trace = self.trace;
+        (tx.trace, tx.synced) = (self.trace, self.synced);
         let out = on_thread(self.trace, || catch_unwind(AssertUnwindSafe(|| work(tx))));
         let out = out.unwrap_or_else(|panic| Err(Error::Internal(format!("a command panicked: {}", message(&*panic)))));
         let keep = out.is_ok();
@@ -436,25 +510,36 @@ pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
 struct Writer {
     db: Connection,
     queue: mpsc::Receiver<Box<dyn Job>>,
+    /// Taken from the queue too early: it begins the next transaction.
+    next: Option<Box<dyn Job>>,
+    /// Whether the connection syncs what it commits.
+    synced: bool,
     service: String,
     instance: String,
     clock: Arc<dyn Clock>,
     projector: Projector,
     committed: watch::Sender<u64>,
     relay: Arc<Notify>,
+    tasks: Arc<Tasks>,
 }
 
 impl Writer {
     fn run(mut self) {
-        while let Some(first) = self.queue.blocking_recv() {
+        while let Some(first) = self.next.take().or_else(|| self.queue.blocking_recv()) {
             let mut done = Vec::new();
-            let result = self.batch(first, &mut done);
+            let notes = Notes::default();
+            let result = self.batch(first, &mut done, &notes);
             let failed = result.as_ref().err().map(ToString::to_string);
             if failed.is_some() && !self.db.is_autocommit() {
                 let _ = self.db.execute_batch("ROLLBACK");
             }
             if let Ok(true) = result {
                 self.relay.notify_one();
+            }
+            if result.is_ok() {
+                for task in notes.wake.take() {
+                    self.tasks.of(task).notify_one();
+                }
             }
             self.committed.send_modify(|commits| *commits += 1);
             let busy = result.err().is_some_and(|error| {
@@ -473,18 +558,19 @@ impl Writer {
     }
 
     /// Runs `first` and what waits behind it in one transaction. `true` if the relay is wanted.
-    fn batch(&mut self, first: Box<dyn Job>, done: &mut Vec<Box<dyn Job>>) -> rusqlite::Result<bool> {
+    fn batch(&mut self, first: Box<dyn Job>, done: &mut Vec<Box<dyn Job>>, notes: &Notes) -> rusqlite::Result<bool> {
+        let synced = first.synced();
         done.push(first);
+        self.sync(synced)?;
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        let published = Cell::new(false);
         let now = self.clock.now();
-        let mut tx = Tx { db: &self.db, now, service: &self.service, trace: None, published: &published };
+        let mut tx = Tx { db: &self.db, now, service: &self.service, trace: None, synced, notes };
         let mut next = 0;
         while next < done.len() {
             self.db.prepare_cached("SAVEPOINT job")?.execute([])?;
-            let before = published.get();
+            let before = notes.published.get();
             if !done[next].run(&mut tx) {
-                published.set(before);
+                notes.published.set(before);
                 if self.db.is_autocommit() {
                     // A full disk or a broken file: SQLite has taken everything back already.
                     return Err(rusqlite::Error::SqliteFailure(
@@ -497,13 +583,20 @@ impl Writer {
             self.db.prepare_cached("RELEASE job")?.execute([])?;
             next += 1;
             if done.len() < BATCH
+                && self.next.is_none()
                 && let Ok(job) = self.queue.try_recv()
             {
-                done.push(job);
+                if job.synced() && !synced {
+                    // SQLite does not change its mind within a transaction.
+                    self.next = Some(job);
+                } else {
+                    done.push(job);
+                }
             }
         }
         let mut wanted = false;
-        if published.get() {
+        if notes.published.get() {
+            tx.synced = true;
             self.projector.catch_up(&mut tx)?;
             // Whoever publishes takes the relay's lease along, unless somebody else is at it: then that one sees our rows
             // before it lets go, because it lets go in a transaction too.
@@ -511,5 +604,14 @@ impl Writer {
         }
         self.db.prepare_cached("COMMIT")?.execute([])?;
         Ok(wanted)
+    }
+
+    /// From the next transaction on, commits with a sync or without. In WAL mode both leave a file that can be read.
+    fn sync(&mut self, synced: bool) -> rusqlite::Result<()> {
+        if self.synced != synced {
+            self.db.pragma_update(None, "synchronous", if synced { "FULL" } else { "NORMAL" })?;
+            self.synced = synced;
+        }
+        Ok(())
     }
 }

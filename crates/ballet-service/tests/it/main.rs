@@ -8,4 +8,5 @@ mod killed;
 mod outbox;
 mod rig;
 mod start;
+mod store;
 mod tokens;

@@ -98,6 +98,21 @@ async fn two_instances_share_the_store_and_one_relays() {
 }
 
 #[tokio::test]
+async fn what_was_sent_is_noted_without_a_sync() {
+    let rig = Rig::start().await;
+    let store = rig.service.context().store();
+    let notes = "CREATE TABLE levels (level INTEGER) STRICT;
+                 CREATE TRIGGER noted AFTER UPDATE OF sent_at ON outbox
+                 BEGIN INSERT INTO levels SELECT synchronous FROM pragma_synchronous; END;";
+    store.write(move |tx| Ok(tx.execute_batch(notes)?)).await.unwrap();
+    publish(&rig.service, 0..1).await;
+    let level = store.wait_for(Duration::from_secs(10), |db| {
+        Ok(db.query_row("SELECT max(level) FROM levels", [], |row| row.get::<_, Option<u8>>(0))?)
+    });
+    assert_eq!(level.await.unwrap(), Some(1), "NORMAL");
+}
+
+#[tokio::test]
 async fn what_another_instance_is_relaying_is_left_to_it() {
     let rig = Rig::start().await;
     let write = rig.service.context().store().write(|tx| {
@@ -213,7 +228,16 @@ async fn a_projection_follows_its_commands_and_can_be_rebuilt() {
     assert_eq!(rig.post("/things", &json!({"name": "f"})).send().await.unwrap().status, 201);
     rig.service.stop().await;
 
-    let rig = Rig::with(builder().projection(Names(2)), directory, "things-1", &[]).await;
+    let rig = Rig::with(builder().projection(Names(2)), directory.clone(), "things-1", &[]).await;
     let all = "a,b,poison,c,d,panic,e,f";
     assert_eq!(one::<String>(rig.service.context().store(), names).await, all, "a new version is rebuilt");
+
+    // Another instance without it forgets it: the outbox need not be kept for what nobody reads.
+    let other = Rig::with(builder(), directory, "things-2", &[]).await;
+    let kept = "SELECT count(*) FROM projections";
+    assert_eq!(one::<i64>(other.service.context().store(), kept).await, 0);
+    other.post("/things", &json!({"name": "g"})).send().await.unwrap();
+    rig.post("/things", &json!({"name": "h"})).send().await.unwrap();
+    let all = format!("{all},g,h");
+    assert_eq!(one::<String>(rig.service.context().store(), names).await, all, "whoever knows it builds it anew");
 }
