@@ -10,6 +10,8 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 
+/// The task that is woken when a message is put into the queue.
+pub(crate) const WAKES: &str = "sender";
 /// How long a claimed message is its worker's: longer than an attempt may take.
 const LEASE: Duration = Duration::from_secs(30);
 /// Rest after the first failed attempt; it doubles.
@@ -71,13 +73,15 @@ pub(crate) fn put(tx: &Tx<'_>, message: &NewMessage<'_>) -> Result<Option<String
             message.text,
             now
         ])?;
+    tx.wake(WAKES);
     Ok((put > 0).then_some(id))
 }
 
-/// Whether anything is due.
-pub(crate) fn any_due(db: &Connection, now: Timestamp) -> Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM notifications WHERE status = 'PENDING' AND due_at <= ?1)";
-    Ok(db.prepare_cached(sql)?.query_row([now.millis()], |row| row.get(0))?)
+/// When the next message is due; it may have been for long.
+pub(crate) fn next_due(db: &Connection) -> Result<Option<Timestamp>> {
+    let sql = "SELECT min(due_at) FROM notifications WHERE status = 'PENDING'";
+    let due: Option<i64> = db.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+    Ok(due.map(Timestamp))
 }
 
 /// Takes messages that are due, the longest waiting first.

@@ -1,8 +1,11 @@
 //! The worker: takes messages from the queue and delivers them. As many workers as there are instances.
+//!
+//! It sleeps until this process puts a message into the queue, or the next one is due. What another instance puts there is
+//! that one's to send; a slow tick sees it too.
 
 use std::time::Duration;
 
-use ballet_service::{Context, Result};
+use ballet_service::{Context, Result, Timestamp};
 use tokio::task::JoinSet;
 
 use crate::deliver::{self, Undelivered};
@@ -12,32 +15,35 @@ use crate::queue::{self, Message};
 const BATCH: usize = 16;
 /// Longest attempt; shorter than a claim's lease.
 const ATTEMPT: Duration = Duration::from_secs(10);
-/// How often the queue is looked at.
-const TICK: Duration = Duration::from_millis(200);
+/// How often the queue is looked at all the same, because of other instances.
+const TICK: Duration = Duration::from_secs(2);
+/// Rest after the queue could not be read.
+const REST: Duration = Duration::from_millis(200);
 
 /// Sends until the service ends. Whatever is cut off then is due again when its lease ends.
 pub(crate) async fn run(ctx: Context) {
     loop {
-        let more = round(&ctx).await.unwrap_or_else(|error| {
+        let rest = round(&ctx).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot read the queue");
-            false
+            REST
         });
-        let tick = if more { Duration::ZERO } else { TICK };
         tokio::select! {
             () = ctx.stopping() => return,
-            () = tokio::time::sleep(tick) => {}
+            () = ctx.store().woken(queue::WAKES) => {}
+            () = tokio::time::sleep(rest) => {}
         }
     }
 }
 
-/// Sends what is due; `true` if more may be.
-async fn round(ctx: &Context) -> Result<bool> {
-    let now = ctx.now();
-    if !ctx.store().read(move |db| queue::any_due(db, now)).await? {
-        return Ok(false);
+/// Sends what is due; how long to rest then, unless woken.
+async fn round(ctx: &Context) -> Result<Duration> {
+    let next = ctx.store().read(queue::next_due).await?;
+    let rest = until(next, ctx.now());
+    if !rest.is_zero() {
+        return Ok(rest);
     }
-    let messages = ctx.store().write(|tx| queue::claim(tx, BATCH)).await?;
-    let full = messages.len() == BATCH;
+    // A claim that a crash of the machine takes back held nobody: the message is due at once.
+    let messages = ctx.store().write_unsynced(|tx| queue::claim(tx, BATCH)).await?;
     let mut sending = JoinSet::new();
     for message in messages {
         sending.spawn(send(ctx.clone(), message));
@@ -49,7 +55,12 @@ async fn round(ctx: &Context) -> Result<bool> {
             Err(error) => tracing::error!(%error, "a delivery panicked"),
         }
     }
-    Ok(full)
+    // While these were sent, others may have come.
+    Ok(Duration::ZERO)
+}
+
+fn until(due: Option<Timestamp>, now: Timestamp) -> Duration {
+    due.map_or(TICK, |due| due.since(now)).min(TICK)
 }
 
 async fn send(ctx: Context, message: Message) -> Result<()> {
@@ -60,7 +71,8 @@ async fn send(ctx: Context, message: Message) -> Result<()> {
         Ok(recipient) => store.write(move |tx| queue::sent(tx, &message.id, &recipient)).await,
         Err(Undelivered::NotYet(error)) => {
             tracing::debug!(id = message.id, attempts = message.attempts, error, "not sent yet");
-            store.write(move |tx| queue::again(tx, &message, &error)).await
+            // If a crash of the machine takes that back, it is merely tried earlier.
+            store.write_unsynced(move |tx| queue::again(tx, &message, &error)).await
         }
         Err(Undelivered::Never(error)) => {
             tracing::warn!(id = message.id, error, "a message cannot be sent");
