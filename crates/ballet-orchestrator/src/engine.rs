@@ -14,9 +14,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use ballet_core::{
-    Chain, Clock, ExecutionId, ExecutionStatus, Started, SystemClock, Timestamp, TraceContext, WorkflowsError, headers,
+    Chain, Clock, ExecutionId, ExecutionStatus, Started, SystemClock, Timestamp, TraceContext, WorkflowsError,
 };
-use ballet_proxy::{CallMode, CallRequest, Upstreams};
+use ballet_proxy::Upstreams;
 use ballet_store::{Batch, Epoch, Fence, Journal, Op, Shard, StoreError, row};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -24,16 +24,16 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::calls::{Calls, request};
 use crate::catalog::Catalog;
 use crate::command::{Act, Acted, Answer, Command, Poll, QueueState, Target, Wish};
 use crate::decide::{Effects, Event, decide, next_due};
 use crate::document;
 use crate::handle::Handle;
-use crate::outcome::{Outcome, classify};
+use crate::outcome::classify;
 use crate::plan::{Plan, Work};
 use crate::state::{Execution, Now, Out, Phase, Role};
 use crate::tables::{self, CLOCK, SHARDS, shard_of};
@@ -118,7 +118,7 @@ pub struct Engine {
     commits: FuturesUnordered<Later<Committed>>,
     loads: FuturesUnordered<Later<Loaded>>,
     upkeep: FuturesUnordered<Later<Upkeep>>,
-    calls: JoinSet<(ExecutionId, usize, Outcome)>,
+    calls: Calls,
     pending_calls: VecDeque<(ExecutionId, usize)>,
     draining: Option<(Instant, Vec<Answer<()>>)>,
 }
@@ -253,7 +253,7 @@ impl Engine {
             commits: FuturesUnordered::new(),
             loads: FuturesUnordered::new(),
             upkeep: FuturesUnordered::new(),
-            calls: JoinSet::new(),
+            calls: Calls::default(),
             pending_calls: VecDeque::new(),
             draining: None,
         };
@@ -357,7 +357,7 @@ impl Engine {
 
     /// Drops all that a new owner would read anew. Whoever waits is told that the answer is unknown.
     fn forget(&mut self) {
-        self.calls = JoinSet::new();
+        self.calls = Calls::default();
         self.pending_calls.clear();
         self.commits = FuturesUnordered::new();
         self.loads = FuturesUnordered::new();
@@ -378,7 +378,7 @@ impl Engine {
     async fn serve(&mut self) -> Stop {
         loop {
             if let Some((until, _)) = &self.draining
-                && ((self.calls.is_empty() && self.commits.is_empty()) || *until <= Instant::now())
+                && ((self.calls.len() == 0 && self.commits.is_empty()) || *until <= Instant::now())
                 && self.commits.is_empty()
             {
                 return Stop::Shutdown;
@@ -408,10 +408,8 @@ impl Engine {
                         return Stop::Lost(lost);
                     }
                 }
-                Some(done) = self.calls.join_next(), if !self.calls.is_empty() => {
-                    if let Ok((id, task, outcome)) = done {
-                        self.submit(id, Pending::Event(Event::Answered { task, outcome }));
-                    }
+                Some((id, task, outcome)) = self.calls.next(), if self.calls.len() > 0 => {
+                    self.submit(id, Pending::Event(Event::Answered { task, outcome }));
                     self.start_calls();
                 }
                 Some(done) = self.loads.next(), if !self.loads.is_empty() => self.loaded(done),
@@ -853,9 +851,12 @@ impl Engine {
             let trace = TraceContext::parse(&x.trace).unwrap_or_else(|| TraceContext::root(&mut self.rng));
             let request = request(&task.input["http_request"], &x.key(plan, task.role), &trace.child(&mut self.rng));
             let upstream = self.upstreams.upstream(&upstream.service, upstream.policy.as_deref());
-            self.calls.spawn(async move {
-                let outcome = classify(upstream.call(request).await, keep_headers);
-                (id, index, outcome)
+            self.calls.spawn(id, index, async move {
+                let answer = match request {
+                    Ok(request) => upstream.call(request).await,
+                    Err(error) => Err(error),
+                };
+                classify(answer, keep_headers)
             });
         }
     }
@@ -1054,27 +1055,6 @@ impl Then {
             Self::Acted(answer, acted) => drop(answer.send(result.map(|()| Acted { applied, ..acted }))),
             Self::Removed(answer) => drop(answer.send(result.map(|()| Acted { applied, ..Acted::default() }))),
         }
-    }
-}
-
-/// The exchange of one attempt.
-fn request(of: &Value, key: &str, trace: &TraceContext) -> CallRequest {
-    let uri = of["uri"].as_str().unwrap_or_default();
-    let path = uri.strip_prefix("service://").and_then(|rest| rest.split_once('/')).map_or("", |(_, path)| path);
-    let method = of["method"].as_str().unwrap_or("GET");
-    let mut request = CallRequest::new(method, format!("/{path}")).mode(CallMode::Once);
-    for (name, value) in of["headers"].as_object().into_iter().flatten() {
-        let own = [headers::IDEMPOTENCY_KEY, headers::TRACEPARENT, headers::CALLER, "content-type"];
-        if !own.iter().any(|h| name.eq_ignore_ascii_case(h)) {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            request = request.header(name.to_ascii_lowercase(), value);
-        }
-    }
-    // `ballet-caller` is the upstreams' own.
-    request = request.header(headers::IDEMPOTENCY_KEY, key).header(headers::TRACEPARENT, trace.to_string());
-    match of.get("body") {
-        Some(body) if !body.is_null() => request.json(body),
-        Some(_) | None => request,
     }
 }
 

@@ -20,6 +20,7 @@
 //! It deliberately runs nobody's code: steps are calls to services or tasks that workers poll. Forks, switches, loops and
 //! sub-workflows are refused at registration until they come.
 
+mod calls;
 mod catalog;
 mod codes;
 mod command;
