@@ -35,6 +35,7 @@ use crate::document;
 use crate::handle::Handle;
 use crate::outcome::classify;
 use crate::plan::{Plan, Work};
+use crate::queue::{Offer, Queue};
 use crate::state::{Execution, Now, Out, Phase, Role};
 use crate::tables::{self, CLOCK, SHARDS, shard_of};
 
@@ -163,13 +164,6 @@ enum Pending {
     Act(Act, Answer<Result<Acted, WorkflowsError>>),
     Get(Answer<Option<(Box<Execution>, Arc<Plan>)>>),
     Start(Box<Wish>, Answer<Result<Started, WorkflowsError>>),
-}
-
-#[derive(Default)]
-struct Queue {
-    ready: VecDeque<(ExecutionId, usize)>,
-    parked: VecDeque<u64>,
-    last_poll: Option<(String, i64)>,
 }
 
 struct Parked {
@@ -748,11 +742,18 @@ impl Engine {
         let mut touched = vec![];
         for task in fx.offers {
             let Some(ready) = self.slots.get(id).and_then(|slot| slot.ready.as_ref()) else { continue };
-            if let Some(Role::Do(i)) = ready.x.tasks.get(task).map(|t| t.role)
+            let Some(offered) = ready.x.tasks.get(task) else { continue };
+            if let Role::Do(i) = offered.role
                 && let Work::Poll(polled) = &ready.plan.steps[i].work
             {
-                let name = polled.queue.clone();
-                self.queues.entry(name.clone()).or_default().ready.push_back((id.clone(), task));
+                let (name, offer) =
+                    (polled.queue.clone(), Offer { execution: id.clone(), task, id: offered.id.clone() });
+                let slots = &self.slots;
+                let holds = |offer: &Offer| {
+                    let ready = slots.get(&offer.execution).and_then(|slot| slot.ready.as_ref());
+                    ready.is_some_and(|ready| on_offer(&ready.x, offer))
+                };
+                self.queues.entry(name.clone()).or_default().push(offer, holds);
                 touched.push(name);
             }
         }
@@ -896,7 +897,7 @@ impl Engine {
     fn serve_queue(&mut self, name: &str) {
         loop {
             let Some(queue) = self.queues.get_mut(name) else { return };
-            if queue.ready.is_empty() {
+            if queue.is_empty() {
                 return;
             }
             let Some(ticket) = queue.parked.pop_front() else { return };
@@ -906,16 +907,18 @@ impl Engine {
             }
             let (mut tasks, mut names) = (vec![], vec![]);
             while tasks.len() < parked.poll.count {
-                let Some((id, task)) = self.queues.get_mut(name).and_then(|q| q.ready.pop_front()) else { break };
+                let Some(offer) = self.queues.get_mut(name).and_then(Queue::pop) else { break };
                 let now = self.now();
-                let Some(ready) = self.slots.get_mut(&id).and_then(|slot| slot.ready.as_mut()) else { continue };
+                let ready = self.slots.get_mut(&offer.execution).and_then(|slot| slot.ready.as_mut());
+                let Some(ready) = ready.filter(|ready| on_offer(&ready.x, &offer)) else { continue };
+                let Offer { execution: id, task, id: task_id } = offer;
                 let event = Event::Polled { task, worker: parked.poll.worker.clone() };
                 // Not durable: a lease lives in memory, and pollCount rides along with the next commit.
                 if !matches!(decide(&ready.plan, &mut ready.x, event, now), Ok(fx) if fx.applied) {
                     continue;
                 }
                 tasks.push(document::handed(&ready.plan, &ready.x, task));
-                names.push((id.clone(), ready.x.tasks[task].id.clone()));
+                names.push((id.clone(), task_id));
                 self.arm(&id);
             }
             if tasks.is_empty() {
@@ -1056,6 +1059,11 @@ impl Then {
             Self::Removed(answer) => drop(answer.send(result.map(|()| Acted { applied, ..Acted::default() }))),
         }
     }
+}
+
+/// Whether it is still this attempt that waits for a worker.
+fn on_offer(x: &Execution, offer: &Offer) -> bool {
+    x.tasks.get(offer.task).is_some_and(|task| task.queued && task.id == offer.id)
 }
 
 fn ms(d: Duration) -> u64 {

@@ -33,6 +33,7 @@ pub mod http;
 mod manifest;
 mod outcome;
 mod plan;
+mod queue;
 mod search;
 mod state;
 mod tables;

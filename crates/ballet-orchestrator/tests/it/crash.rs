@@ -204,3 +204,68 @@ async fn a_stopped_engine_gives_its_shards_to_the_next() {
     second.signal(&waits.id, "wait", json!({})).await.unwrap();
     assert_eq!(settled(&second, &waits.id).await.status, ExecutionStatus::Completed);
 }
+
+/// A journal that can be made to hold commits back.
+#[derive(Default)]
+struct Held {
+    inner: Memory,
+    held: Mutex<Option<Vec<(Batch, Answer<()>)>>>,
+    asked: Notify,
+}
+
+impl Held {
+    fn hold(&self) {
+        *self.held.lock().unwrap() = Some(vec![]);
+    }
+
+    async fn release(&self) {
+        let held = self.held.lock().unwrap().take().unwrap();
+        for (batch, answer) in held {
+            let _ = answer.send(self.inner.commit(batch).await);
+        }
+    }
+}
+
+impl Journal for Held {
+    fn open(&self, tables: &[&'static Table]) -> Reply<()> {
+        self.inner.open(tables)
+    }
+
+    fn commit(&self, batch: Batch) -> Reply<()> {
+        let mut held = self.held.lock().unwrap();
+        let Some(held) = held.as_mut() else { return self.inner.commit(batch) };
+        let (answer, reply) = Reply::new();
+        held.push((batch, answer));
+        self.asked.notify_one();
+        reply
+    }
+
+    fn scan(&self, query: Query) -> Reply<Page> {
+        self.inner.scan(query)
+    }
+
+    fn claim(&self, shards: &[Shard], owner: &Owner, lease: Duration) -> Reply<Vec<(Shard, Epoch)>> {
+        self.inner.claim(shards, owner, lease)
+    }
+}
+
+#[tokio::test]
+async fn no_task_is_handed_out_before_its_commit() {
+    let journal = Arc::new(Held::default());
+    let handle = engine(journal.clone(), upstreams(Services::default().serve().await)).await;
+    let id = handle.start(Start::new("waits".parse().unwrap(), json!({}))).await.unwrap().id;
+    // Its first task still stands in the queue, and the new one takes over its row.
+    handle.terminate(&id, "not yet").await.unwrap();
+    settled(&handle, &id).await;
+    journal.hold();
+    let restart = tokio::spawn({
+        let (handle, id) = (handle.clone(), id.clone());
+        async move { handle.restart(&id, None).await }
+    });
+    journal.asked.notified().await;
+    let early = handle.poll("wait", "w", 1, Duration::ZERO).await.unwrap();
+    assert!(early.is_empty(), "it may never have been: {early:#?}");
+    journal.release().await;
+    restart.await.unwrap().unwrap();
+    assert_eq!(handle.poll("wait", "w", 1, Duration::from_secs(5)).await.unwrap().len(), 1);
+}
