@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ballet_core::{Policy, ServiceName, TopicName, WorkflowName};
+use ballet_core::{BulkheadPolicy, Policy, ServiceName, TopicName, WorkflowName};
 use indexmap::IndexMap;
 use serde_json::Value;
 
@@ -567,8 +567,17 @@ impl Manifest {
 
     /// The policy for calls to `service`: the caller's choice, else the service's, else `default`.
     pub fn policy(&self, service: &ServiceName, chosen: Option<&str>) -> Arc<Policy> {
-        let name = chosen.or_else(|| self.services.get(service).and_then(|service| service.policy.as_deref()));
-        self.policies.get(name)
+        let known = self.services.get(service);
+        let name = chosen.or_else(|| known.and_then(|service| service.policy.as_deref()));
+        let policy = self.policies.get(name);
+        // A policy that speaks of places itself knows better than the pool.
+        match known.map(|service| service.pool.places()) {
+            Some(places) if policy.bulkhead == BulkheadPolicy::default() && policy.bulkhead.max != places => {
+                let bulkhead = BulkheadPolicy { max: places, queue: places, ..policy.bulkhead.clone() };
+                Arc::new(Policy { bulkhead, ..(*policy).clone() })
+            }
+            Some(_) | None => policy,
+        }
     }
 }
 
@@ -639,6 +648,16 @@ impl EnvValue {
 }
 
 impl Pool {
+    /// Calls that one caller may have under way to a service of this pool, unless its policy says: 256, 128 or 32. So what
+    /// may wait cannot take the sockets and memory of what must go on.
+    pub fn places(self) -> usize {
+        match self {
+            Self::Critical => 256,
+            Self::Normal => 128,
+            Self::Batch => 32,
+        }
+    }
+
     /// As written in the manifest.
     pub fn as_str(self) -> &'static str {
         match self {

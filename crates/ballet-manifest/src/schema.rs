@@ -276,7 +276,7 @@ static SERVICE: Record = Record {
         key("health", Scalar(F::Health), "Path asked for readiness; `off` for a program that does not listen.")
             .default("/readyz")
             .no_default_with("url"),
-        key("pool", Scalar(F::Pool), "Which share of the platform's places its calls take: critical, normal or batch.")
+        key("pool", Scalar(F::Pool), "How many calls one caller may have under way to it, unless its policy says: critical 256, normal 128, batch 32.")
             .default("normal"),
         key("policy", Scalar(F::Policy), "How calls to it behave.").default("default"),
         key("owner", Scalar(F::Text), "The team that owns it."),

@@ -63,6 +63,8 @@ fn services_policies_and_access_of_the_shop() {
     let policy = manifest.policy(&orders.name, None);
     assert_eq!((policy.name.as_str(), policy.timeout, &policy.fallback), ("default", secs(2), &None));
     assert_eq!(manifest.policy(&orders.name, Some("payments")).timeout, secs(5));
+    let places = |name: &str| manifest.policy(&name.parse().unwrap(), None).bulkhead.max;
+    assert_eq!((places("payments"), places("orders"), places("notifications")), (256, 128, 32), "as their pools");
 
     let user: &Access = &manifest.access["user"];
     assert_eq!((user.jwt.issuer.as_str(), user.jwt.audience.as_str(), user.roles.len()), ("users", "shop", 0));

@@ -15,8 +15,8 @@ pub(crate) struct Wiring {
     pub(crate) registry: ballet_registry::Handle,
     /// Opens sidecars.
     pub(crate) sidecars: Host,
-    /// Every service of the manifest.
-    pub(crate) services: Vec<ServiceName>,
+    /// Every service of the manifest, with what the registry tells of its instances: owner and pool.
+    pub(crate) services: BTreeMap<ServiceName, BTreeMap<String, String>>,
     /// The platform's listener.
     pub(crate) platform: SocketAddr,
     /// Makes an instance's token from its id.
@@ -41,7 +41,7 @@ impl Wiring {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect();
-        for service in self.services.iter().filter(|service| **service != launch.service) {
+        for service in self.services.keys().filter(|service| **service != launch.service) {
             let upper = service.as_str().to_ascii_uppercase().replace(['-', '.'], "_");
             let url = format!("http://127.0.0.1:{port}/v1.0/invoke/{service}/method");
             variables.insert(format!("{upper}_URL"), url);
@@ -56,7 +56,7 @@ impl Wiring {
             address,
             state,
             version: status.version.clone(),
-            metadata: BTreeMap::new(),
+            metadata: self.services.get(&status.service).cloned().unwrap_or_default(),
         };
         if let Err(error) = self.registry.register(Registration::new(instance)).await {
             warn!(instance = %status.id, error = %Chain(&error), "an instance could not be registered");

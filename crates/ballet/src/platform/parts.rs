@@ -119,7 +119,7 @@ impl Parts {
         let wiring = Wiring {
             registry: registry.clone(),
             sidecars: sidecars.clone(),
-            services: manifest.services.keys().cloned().collect(),
+            services: manifest.services.values().map(|service| (service.name.clone(), told_of(service))).collect(),
             platform,
             token,
             secret,
@@ -260,6 +260,12 @@ fn open_journal(state: &StateDir, name: &'static str, metrics: &Metrics) -> Resu
     Ok(journal)
 }
 
+/// What the registry tells of a service's instances beside their addresses.
+fn told_of(service: &ballet_manifest::Service) -> BTreeMap<String, String> {
+    let owner = service.owner.clone().map(|owner| ("owner".to_owned(), owner));
+    owner.into_iter().chain([("pool".to_owned(), service.pool.as_str().to_owned())]).collect()
+}
+
 /// A service that runs elsewhere is registered at its address.
 async fn register_elsewhere(registry: &ballet_registry::Handle, service: &ballet_manifest::Service) {
     let ballet_manifest::Source::Url(url) = &service.source else { return };
@@ -274,7 +280,7 @@ async fn register_elsewhere(registry: &ballet_registry::Handle, service: &ballet
         address,
         state: ballet_core::InstanceState::Up,
         version: "v1".into(),
-        metadata: BTreeMap::new(),
+        metadata: told_of(service),
     };
     let mut registration = ballet_registry::Registration::new(instance);
     if let Some(path) = &service.health {
