@@ -218,6 +218,68 @@ fn past_the_point_of_no_return_only_an_answer_counts() {
 }
 
 #[test]
+fn a_step_timeout_ends_no_step_without_way_back_that_was_handed_out() {
+    let mut definition = line(SHOP).definition.clone();
+    definition["tasks"][2]["metadata"]["ballet"]["timeoutMs"] = json!(60_000);
+    let third = || {
+        let mut b = Bench::of(Plan::compile(&definition, &Map::new()).unwrap());
+        b.answer(done());
+        b.answer(done());
+        b
+    };
+    // Its first call is under way, nobody knows whether a byte was written.
+    let mut b = third();
+    b.wait(61_000);
+    assert_eq!((b.x.phase, &b.x.ending), (Phase::Forward, &None));
+    b.answer(done());
+    assert_eq!(b.x.status, ExecutionStatus::Completed);
+    // Handed out, it waits for its next attempt.
+    for outcome in [unknown(), waiting(true)] {
+        let mut b = third();
+        b.run += 59_950;
+        b.answer(outcome);
+        assert!(b.calls.is_empty());
+        b.run += 60;
+        b.event(Event::Tick).unwrap();
+        assert_eq!((b.x.phase, &b.x.ending), (Phase::Forward, &None));
+    }
+    // Out of reach, it was not handed out yet.
+    let mut b = third();
+    b.run += 59_950;
+    b.answer(waiting(false));
+    b.wait(60);
+    assert_eq!(b.x.ending.as_ref().unwrap().status, ExecutionStatus::TimedOut);
+    assert_eq!(b.answer(done()), "line-1/s1/0/undo");
+}
+
+#[test]
+fn while_a_step_without_way_back_is_called_first_nothing_ends_it() {
+    let third = || {
+        let mut b = Bench::of(line(SHOP));
+        b.answer(done());
+        b.answer(done());
+        b.event(Event::Terminate { reason: "stop".into() }).unwrap_err();
+        b.wait(3_600_000);
+        assert_eq!((b.x.phase, &b.x.ending), (Phase::Forward, &None), "5: nor does a timeout");
+        b
+    };
+    let mut b = third();
+    b.answer(done());
+    assert_eq!(b.x.status, ExecutionStatus::Completed, "nothing was undone");
+
+    let mut b = third();
+    b.answer(unknown());
+    b.event(Event::Terminate { reason: "stop".into() }).unwrap_err();
+    b.answer(done());
+    assert_eq!(b.x.status, ExecutionStatus::Completed, "nothing was undone");
+
+    // No byte was written: now the timeout, or whoever asks again, is heard.
+    let mut b = third();
+    b.answer(waiting(false));
+    assert_eq!(b.answer(done()), "line-1/s1/0/undo");
+}
+
+#[test]
 fn a_line_without_undos_is_not_left_half_done() {
     let mut b = Bench::of(line(&[(false, None), (false, None)]));
     b.answer(done());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ballet_core::{ExecutionStatus, Start, TraceContext, Workflows, WorkflowsError};
+use ballet_core::{ExecutionId, ExecutionStatus, Start, TraceContext, Workflows, WorkflowsError};
 use serde_json::{Value, json};
 
 use crate::world::{Services, order, settled, shop};
@@ -125,6 +125,36 @@ async fn what_is_stuck_is_seen_and_settled() {
     assert!(matches!(handle.get(&started.id).await, Err(WorkflowsError::UnknownExecution(_))));
     let again = Start::new("checkout".parse().unwrap(), order("1")).id(started.id);
     assert!(!handle.start(again).await.unwrap().new, "ids outlive what they named");
+}
+
+#[tokio::test]
+async fn nothing_is_removed_until_it_is_settled() {
+    let (handle, services) = shop().await;
+    let kept = async |id: &ExecutionId, when: &str| {
+        assert!(matches!(handle.remove(id).await, Err(WorkflowsError::Conflict(_))), "{when}");
+        handle.get(id).await.unwrap().json
+    };
+    let waits = handle.start(Start::new("waits".parse().unwrap(), json!({}))).await.unwrap().id;
+    kept(&waits, "a worker is waited for").await;
+
+    // Services that are away: it stays where it is.
+    services.script("DELETE /reservations", vec![(503, json!({})); 3]);
+    services.script("POST /orders", vec![(503, json!({})); 3]);
+    services.script("POST /payments", vec![(402, json!({ "code": "card-declined" }))]);
+    let id = handle.start(Start::new("checkout".parse().unwrap(), order("1"))).await.unwrap().id;
+    for (away, state) in [("DELETE /reservations/1", "running"), ("POST /orders/1/reject", "done")] {
+        let asked = async {
+            while !services.log().iter().any(|seen| seen == away) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), asked).await.expect("it is asked");
+        let document = kept(&id, away).await;
+        assert_eq!((&document["status"], &document["compensation"]["state"]), (&json!("RUNNING"), &json!(state)));
+    }
+    settled(&handle, &id).await;
+    handle.remove(&id).await.unwrap();
+    assert!(matches!(handle.get(&id).await, Err(WorkflowsError::UnknownExecution(_))));
 }
 
 #[tokio::test]
