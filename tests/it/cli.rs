@@ -56,6 +56,7 @@ fn keys(value: &Value) -> Vec<&str> {
 
 #[tokio::test]
 async fn ps_prints_the_document_that_machines_rely_on() {
+    needs_python!();
     let small = Small::new(TWO);
     assert_eq!(small.run(&["ps", "--json"]).expect(3).out, "", "nothing runs yet");
     let system = small.up();
@@ -94,6 +95,7 @@ async fn ps_prints_the_document_that_machines_rely_on() {
 
 #[test]
 fn a_second_up_is_refused_with_the_firsts_pid() {
+    needs_python!();
     let small = Small::new(TWO);
     let system = small.up();
     let pid = system.pid().to_string();
@@ -107,6 +109,7 @@ fn a_second_up_is_refused_with_the_firsts_pid() {
 
 #[test]
 fn services_are_restarted_stopped_started_and_scaled() {
+    needs_python!();
     let small = Small::new(TWO);
     let _system = small.up();
     let before = rows(&small, "echo");
@@ -148,6 +151,7 @@ fn services_are_restarted_stopped_started_and_scaled() {
 
 #[test]
 fn logs_are_printed_and_followed() {
+    needs_python!();
     let small = Small::new(TWO);
     let _system = small.up();
     let printed = small.run(&["logs", "echo"]).expect(0).out;
@@ -165,6 +169,7 @@ fn logs_are_printed_and_followed() {
 
 #[test]
 fn detach_returns_when_all_is_ready_and_down_leaves_nothing() {
+    needs_python!();
     let small = Small::new(TWO);
     let (_down, up) = detach(&small, &[]);
     let up = up.expect(0);
@@ -191,6 +196,7 @@ fn detach_returns_when_all_is_ready_and_down_leaves_nothing() {
 
 #[test]
 fn detach_says_what_fails_and_why() {
+    needs_python!();
     let small = Small::new(
         "
 services:
@@ -212,6 +218,7 @@ services:
 
 #[test]
 fn detach_does_not_wait_for_what_never_comes() {
+    needs_python!();
     let small = Small::new("services:\n  echo: { run: <service> }\n  lost: { run: no-such-program }\n");
     let (_down, up) = detach(&small, &[]);
     let up = up.expect(1);
@@ -221,6 +228,7 @@ fn detach_does_not_wait_for_what_never_comes() {
 
 #[test]
 fn manifests_are_checked_without_starting_anything() {
+    needs_python!();
     let small = Small::new(TWO);
     let fine = small.run(&["check"]).expect(0);
     assert!(fine.out.contains("2 services") && fine.err.is_empty(), "{fine:?}");
@@ -244,6 +252,7 @@ fn manifests_are_checked_without_starting_anything() {
 
 #[test]
 fn values_are_shown_with_their_origin() {
+    needs_python!();
     let small = Small::new(TWO);
     let words = ["config", "--effective", "--set", "services.echo.instances=3"];
     let mut command = small.command(&words);
@@ -260,6 +269,7 @@ fn values_are_shown_with_their_origin() {
 
 #[test]
 fn the_schema_is_the_committed_one() {
+    needs_python!();
     let small = Small::new(TWO);
     let printed = small.run(&["schema"]).expect(0).json();
     let committed = repository().join("crates/ballet-manifest/schema/ballet.schema.json");
@@ -269,6 +279,7 @@ fn the_schema_is_the_committed_one() {
 
 #[test]
 fn codes_and_requests_are_explained() {
+    needs_python!();
     let small = Small::new(TWO);
     let page = small.run(&["explain", "mf001"]).expect(0).out;
     assert!(page.starts_with("MF001 ") && page.contains("What to do:") && !page.contains(".."), "{page}");
@@ -284,6 +295,7 @@ fn codes_and_requests_are_explained() {
 
 #[tokio::test]
 async fn workflows_are_listed_shown_and_settled() {
+    needs_python!();
     let small = Small::new(
         "
 services:
@@ -320,6 +332,7 @@ workflows:
 
 #[test]
 fn a_taken_port_names_its_holder_and_the_key() {
+    needs_python!();
     let small = Small::new(TWO);
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
@@ -336,6 +349,7 @@ fn a_taken_port_names_its_holder_and_the_key() {
 
 #[tokio::test]
 async fn a_service_has_the_environment_it_was_promised() {
+    needs_python!();
     let small = Small::new(
         "
 services:
@@ -403,6 +417,7 @@ async fn until_said(file: &Path, wanted: &str) -> String {
 
 #[tokio::test]
 async fn credentials_of_one_service_reach_no_other() {
+    needs_python!();
     let small = Small::new(
         "
 services:
@@ -432,6 +447,7 @@ gateway:
 
 #[tokio::test]
 async fn a_reload_says_what_it_cannot_change() {
+    needs_python!();
     let small = Small::new(TWO);
     let system = small.up();
     let log = small.state().with_extension("log");
@@ -454,6 +470,7 @@ async fn a_reload_says_what_it_cannot_change() {
 
 #[tokio::test]
 async fn nothing_outlives_a_killed_ballet_and_its_ports_are_free_at_once() {
+    needs_python!();
     let small = Small::new("");
     let file = small.path("grandchildren");
     small.edit(&format!(

@@ -22,6 +22,7 @@ async fn ended(system: &Ballet, id: &str) -> Value {
 
 #[tokio::test]
 async fn the_official_sdk_serves_a_step() {
+    needs_python!();
     let Ok(python) = std::env::var(PYTHON) else {
         assert!(
             std::env::var_os("CI").is_none(),
@@ -90,6 +91,7 @@ async fn paths(system: &Ballet) -> Vec<String> {
 
 #[tokio::test]
 async fn reordered_steps_are_obeyed_by_new_executions_and_old_ones_keep_theirs() {
+    needs_python!();
     let small = Small::new(&visits(["pay", "pack"]));
     let system = small.up();
     let old = start(system.platform, "visit", json!({})).await;

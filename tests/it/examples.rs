@@ -7,6 +7,7 @@ use crate::small::until;
 
 #[tokio::test]
 async fn the_python_worker_packs_parcels() {
+    needs_python!();
     let folder = repository().join("examples/python-worker");
     let system = Ballet::up(&folder.join("ballet.yaml"), &[]);
     let send = async |key: &str, body: Value| {

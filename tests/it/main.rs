@@ -1,5 +1,14 @@
 //! Whole-system tests, in one binary: they share one running shop.
 
+/// Ends a test whose services cannot run here.
+macro_rules! needs_python {
+    () => {
+        if !crate::small::python() {
+            return;
+        }
+    };
+}
+
 mod cli;
 mod conductor;
 mod examples;

@@ -8,6 +8,16 @@ use ballet_tests::{Ballet, Command, Reply, Request, bin, repository};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// Whether the service for tests can run; says loudly that a test is skipped, and fails in CI, if not.
+pub(crate) fn python() -> bool {
+    let there = Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success());
+    assert!(there || std::env::var_os("CI").is_none(), "the tests need python3; `cargo xtask test` installs it");
+    if !there {
+        eprintln!("SKIPPED: this test needs python3; `cargo xtask test` installs it");
+    }
+    there
+}
+
 /// Longest wait for something that happens by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 
