@@ -162,7 +162,11 @@ pub(crate) fn decide(plan: &Plan, x: &mut Execution, event: Event, now: Now) -> 
     if d.fx.durable {
         d.x.updated = now.stamp;
         d.x.seen = now.run;
-        d.x.history += 1;
+        let repeats = d.repeats();
+        if repeats.is_none() || repeats != d.x.repeats {
+            d.x.history += 1;
+        }
+        d.x.repeats = repeats;
         d.fx.applied = true;
     }
     Ok(d.fx)
@@ -1008,6 +1012,17 @@ impl Decider<'_> {
     fn note(&mut self, what: &'static str, task: Option<usize>) {
         self.fx.history.push((what, task));
         self.fx.durable = true;
+    }
+
+    /// The attempt whose row of history takes the place of the one before, if that was of the same kind: one that is
+    /// still in progress, or that shares its own row with earlier ones.
+    fn repeats(&self) -> Option<usize> {
+        let (_, task) = *self.fx.history.first()?;
+        let shared = self.x.tasks.get(task?)?.retry_count >= MAX_ATTEMPT_ROWS;
+        let repeats = |(what, of): &(&str, Option<usize>)| {
+            *of == task && (*what == "in-progress" || (shared && matches!(*what, "attempt-failed" | "scheduled")))
+        };
+        task.filter(|_| self.fx.history.iter().all(repeats))
     }
 
     fn alarm(&mut self, text: String) {

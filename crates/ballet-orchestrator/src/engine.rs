@@ -534,6 +534,7 @@ impl Engine {
             undos: vec![None; steps],
             failed: None,
             history: 0,
+            repeats: None,
             seen: 0,
             tasks: vec![],
             dirty: BTreeSet::new(),

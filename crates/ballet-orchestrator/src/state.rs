@@ -94,6 +94,9 @@ pub(crate) struct Execution {
     /// Rows of history so far.
     #[serde(default)]
     pub(crate) history: u64,
+    /// The attempt that the last row is about, if the next row of its kind takes its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) repeats: Option<usize>,
     /// Engine time of the last commit.
     #[serde(default)]
     pub(crate) seen: u64,

@@ -71,7 +71,7 @@ pub(crate) static TASKS: Table = Table {
     indexes: &[&[2]],
 };
 
-/// One row for each commit: what it was about.
+/// One row for each commit: what it was about. One that only repeats the row before takes its place.
 pub(crate) static HISTORY: Table = Table {
     name: "wf_history",
     key: 2,

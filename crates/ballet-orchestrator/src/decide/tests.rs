@@ -60,6 +60,7 @@ fn execution(plan: &Plan) -> Execution {
         undos: none(),
         failed: None,
         history: 0,
+        repeats: None,
         seen: 0,
         tasks: vec![],
         dirty: Default::default(),
@@ -218,8 +219,40 @@ fn past_the_point_of_no_return_only_an_answer_counts() {
 }
 
 #[test]
+fn what_is_tried_on_for_ever_has_a_short_history() {
+    let mut b = Bench::of(line(SHOP));
+    b.answer(done());
+    b.answer(done());
+    for _ in 0..MAX_ATTEMPT_ROWS {
+        b.answer(unknown());
+    }
+    let rows = b.x.history;
+    for _ in 0..1_000 {
+        b.answer(unknown());
+    }
+    assert_eq!(b.x.history, rows, "attempts that share a row share one of history");
+    b.event(Event::Pause).unwrap();
+    b.event(Event::Resume).unwrap();
+    b.answer(unknown());
+    b.answer(unknown());
+    assert_eq!(b.x.history, rows + 3, "what else happened keeps its rows");
+    b.answer(done());
+    assert_eq!(b.x.history, rows + 4);
+
+    let mut b = Bench::of(polled_line());
+    for _ in 0..1_000 {
+        b.work(0, Verdict::InProgress);
+    }
+    assert_eq!(b.x.history, 2, "a worker that is at it for ever likewise");
+    b.work(0, Verdict::Failed);
+    b.wait(100);
+    b.work(1, Verdict::InProgress);
+    assert_eq!(b.x.history, 4);
+}
+
+#[test]
 fn a_step_timeout_ends_no_step_without_way_back_that_was_handed_out() {
-    let mut definition = line(SHOP).definition.clone();
+    let mut definition = line(SHOP).definition;
     definition["tasks"][2]["metadata"]["ballet"]["timeoutMs"] = json!(60_000);
     let third = || {
         let mut b = Bench::of(Plan::compile(&definition, &Map::new()).unwrap());
@@ -505,7 +538,7 @@ fn a_workers_silence_makes_a_new_attempt_with_the_same_key() {
 #[test]
 fn a_worker_cancels_a_step_without_way_back_only_at_first() {
     let polled = || {
-        let mut definition = polled_line().definition.clone();
+        let mut definition = polled_line().definition;
         definition["tasks"][1]["metadata"]["ballet"]["attempts"] = json!("unlimited");
         let mut b = Bench::of(Plan::compile(&definition, &Map::new()).unwrap());
         b.work(0, Verdict::Completed);

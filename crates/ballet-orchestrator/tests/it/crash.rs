@@ -205,11 +205,14 @@ async fn a_stopped_engine_gives_its_shards_to_the_next() {
     assert_eq!(settled(&second, &waits.id).await.status, ExecutionStatus::Completed);
 }
 
+/// Commits that wait to be let through.
+type HeldBack = Vec<(Batch, Answer<()>)>;
+
 /// A journal that can be made to hold commits back.
 #[derive(Default)]
 struct Held {
     inner: Memory,
-    held: Mutex<Option<Vec<(Batch, Answer<()>)>>>,
+    held: Mutex<Option<HeldBack>>,
     asked: Notify,
 }
 
