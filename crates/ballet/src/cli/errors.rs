@@ -92,6 +92,12 @@ static CODES: &[CodeEntry] = &[
         cause: "none of the platform's faces has this path",
         remedy: "the gateway's routes are at the gateway's address; `ballet ps` prints both",
     },
+    CodeEntry {
+        code: ErrorCode("BA004"),
+        title: "a foreign page may change nothing here",
+        cause: "a web page of another address tried to change something of the platform by way of your browser",
+        remedy: "nothing: it was refused; if the page is yours, let its server call the platform",
+    },
 ];
 
 /// All parts' error tables.

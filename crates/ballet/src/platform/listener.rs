@@ -62,7 +62,15 @@ pub(crate) fn dress(routes: Router, address: SocketAddr) -> Router {
     let allowed: Arc<[String]> = Arc::from(vec![address.ip().to_string()]);
     routes.fallback(not_found).layer(axum::middleware::from_fn(move |request: Request, next: Next| {
         let allowed = allowed.clone();
-        async move { if host_is_ours(&request, &allowed) { next.run(request).await } else { misdirected() } }
+        async move {
+            if !host_is_ours(&request, &allowed) {
+                misdirected()
+            } else if is_foreign_change(&request) {
+                foreign()
+            } else {
+                next.run(request).await
+            }
+        }
     }))
 }
 
@@ -79,6 +87,21 @@ fn host_is_ours(request: &Request, allowed: &[String]) -> bool {
         || name.to_ascii_lowercase().ends_with(".localhost")
         || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
         || allowed.iter().any(|ours| ours == name)
+}
+
+/// Whether a page of somebody else's wants to change something: browsers say where a page comes from, other clients do not.
+fn is_foreign_change(request: &Request) -> bool {
+    let text = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let Some(origin) = text(header::ORIGIN) else { return false };
+    !request.method().is_safe() && text(header::HOST).is_none_or(|host| origin != format!("http://{host}"))
+}
+
+fn foreign() -> Response {
+    problem(
+        Problem::new(403, "a foreign page may change nothing here")
+            .code("BA004")
+            .detail("`Origin` is not the platform's own address"),
+    )
 }
 
 fn misdirected() -> Response {
@@ -121,6 +144,25 @@ mod tests {
         ] {
             let request = Request::builder().header("host", host).body(Body::empty()).unwrap();
             assert_eq!(host_is_ours(&request, &[]), ours, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_page_changes_nothing() {
+        for (method, origin, foreign) in [
+            ("POST", None, false),
+            ("POST", Some("http://127.0.0.1:7070"), false),
+            ("POST", Some("http://evil.example"), true),
+            ("POST", Some("http://127.0.0.1:8080"), true),
+            ("DELETE", Some("null"), true),
+            ("GET", Some("http://evil.example"), false),
+        ] {
+            let mut request = Request::builder().method(method).header("host", "127.0.0.1:7070");
+            if let Some(origin) = origin {
+                request = request.header("origin", origin);
+            }
+            let request = request.body(Body::empty()).unwrap();
+            assert_eq!(is_foreign_change(&request), foreign, "{method} {origin:?}");
         }
     }
 }

@@ -52,9 +52,10 @@ pub(crate) fn watch(place: Place, files: Vec<PathBuf>, seen: Contents, parts: im
                 continue;
             }
             seen = now;
-            if let Some(newer) = apply(&place, &parts).await {
+            // What was read before the reload counts: a save during it is still news. Other files begin as unseen.
+            if let Some(newer) = apply(&place, &parts).await.filter(|newer| *newer != files) {
                 files = newer;
-                seen = contents(&files);
+                seen = Contents::new();
             }
         }
     });
