@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use ballet_core::{GroupName, NameError, ServiceName, TopicName, WorkflowName};
 use ballet_manifest::Template;
-use rand::{Rng, RngExt};
+use ballet_resilience::Backoff;
+use rand::Rng;
 
 /// Everything that [`crate::Bus::apply`] brings about.
 #[derive(Clone, Debug, Default)]
@@ -108,7 +109,7 @@ impl Subscription {
 impl Redelivery {
     /// The rest after a failed attempt, 1 for the first.
     pub fn rest(&self, attempt: u32, rng: &mut impl Rng) -> Duration {
-        jitter(cap(self.backoff_first, self.backoff_max, attempt), rng)
+        Backoff::between(self.backoff_first, self.backoff_max).rest(attempt, rng)
     }
 }
 
@@ -126,16 +127,6 @@ impl fmt::Display for Target {
             Self::Workflow { name, id: _ } => write!(f, "workflow:{name}"),
         }
     }
-}
-
-/// `first`, doubled with each round after the first, at most `most`.
-pub(crate) fn cap(first: Duration, most: Duration, round: u32) -> Duration {
-    first.saturating_mul(1 << round.saturating_sub(1).min(20)).min(most)
-}
-
-/// Anything up to the cap.
-pub(crate) fn jitter(cap: Duration, rng: &mut impl Rng) -> Duration {
-    Duration::from_millis(rng.random_range(0..=u64::try_from(cap.as_millis()).unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]

@@ -23,9 +23,10 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use ballet_core::{Event, ExecutionId, Problem, Start, TraceContext, Workflows, WorkflowsError, headers};
 use ballet_manifest::descend;
 use ballet_proxy::{CallError, CallRequest, CallResponse, Upstream};
+use ballet_resilience::Backoff;
 use ballet_store::{Handed, StoreError, Take};
 
-use crate::config::{Subscription, Target, cap, jitter};
+use crate::config::{Subscription, Target};
 use crate::handle::Shared;
 
 /// How long a delivery is the worker's. It settles sooner, or its task has died.
@@ -35,8 +36,7 @@ const MAX_DELIVERY: Duration = Duration::from_secs(90);
 /// Wait of one take; then it asks again.
 const TAKE_WAIT: Duration = Duration::from_secs(600);
 /// Caps of the first and of the longest pause.
-const PAUSE_FIRST: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+const PAUSES: Backoff = Backoff::between(Duration::from_millis(100), Duration::from_secs(2));
 /// Longest rest that a target may ask for with `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
@@ -196,8 +196,8 @@ impl Pause {
         if self.until(now).is_none() {
             self.rounds += 1;
             // Half of the cap at least: everybody's events wait for this target, so there is nothing to spread.
-            let half = cap(PAUSE_FIRST, PAUSE_MAX, self.rounds) / 2;
-            until = until.max(now + half + jitter(half, rng));
+            let half = PAUSES.cap(self.rounds) / 2;
+            until = until.max(now + half + PAUSES.rest(self.rounds, rng) / 2);
         }
         self.until = Some(self.until.map_or(until, |earlier| earlier.max(until)));
     }

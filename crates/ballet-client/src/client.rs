@@ -9,13 +9,14 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use ballet_core::{Classify, Deadline, Problem, Retry, TraceContext, headers};
+use ballet_resilience::Backoff;
 
 use crate::ClientError;
 
@@ -27,8 +28,10 @@ const IDLE_PER_HOST: usize = 32;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a whole call may take, retries included, unless it says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Rests before the retries, each drawn from zero to this (full jitter; AWS Architecture Blog, 2015).
-const RESTS: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
+/// Rests before the retries, drawn under caps of 100, 200 and 400 ms.
+const RESTS: Backoff = Backoff::between(Duration::from_millis(100), Duration::from_millis(400));
+/// Retries after the first attempt.
+const MAX_RETRIES: u32 = 3;
 
 /// What is sent again when it fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,7 +218,7 @@ impl Request {
         };
         let idempotent = self.method.is_idempotent() || self.headers.contains_key(headers::IDEMPOTENCY_KEY);
         let end = Instant::now() + self.timeout;
-        let mut rests = RESTS.iter();
+        let mut retries = 0;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let mut request = http::Request::new(Full::new(self.body.clone()));
@@ -229,9 +232,12 @@ impl Request {
                 Err(_) => return Err(ClientError::TimedOut { authority, after: self.timeout }),
             };
             let Some(at_least) = self.retries.rest(&result, idempotent) else { return result };
-            let Some(cap) = rests.next() else { return result };
-            let share: f64 = self.shared.rng.lock().expect("nobody panics while drawing").random();
-            let rest = at_least.max(cap.mul_f64(share));
+            if retries == MAX_RETRIES {
+                return result;
+            }
+            retries += 1;
+            let drawn = RESTS.rest(retries, &mut *self.shared.rng.lock().expect("nobody panics while drawing"));
+            let rest = at_least.max(drawn);
             if Instant::now() + rest >= end {
                 return result;
             }

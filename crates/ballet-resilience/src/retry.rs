@@ -34,7 +34,12 @@ const WINDOW: u64 = 10;
 impl Backoff {
     /// Rests as the policy says. By default the caps are 100, 200, 400 ms.
     pub fn new(policy: &RetryPolicy) -> Self {
-        Self { first: policy.backoff_first, max: policy.backoff_max }
+        Self::between(policy.backoff_first, policy.backoff_max)
+    }
+
+    /// Rests whose cap begins at `first`, doubles, and never grows above `max`.
+    pub const fn between(first: Duration, max: Duration) -> Self {
+        Self { first, max }
     }
 
     /// The longest rest before retry number `retry`, which counts from 1.

@@ -12,8 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use ballet_core::Event;
-
-use crate::config::cap;
+use ballet_resilience::Backoff;
 
 /// Events that a group may have handed out at a time. At the limit nothing more is handed out.
 pub(crate) const MAX_IN_FLIGHT: usize = 10_000;
@@ -23,8 +22,7 @@ pub(crate) const MAX_HELD: usize = 4_096;
 pub(crate) const MAX_SETTLED_EARLY: usize = 65_536;
 
 /// First and longest rest of an event that is put off.
-const PUT_OFF_FIRST: Duration = Duration::from_millis(100);
-const PUT_OFF_MAX: Duration = Duration::from_secs(10);
+const PUT_OFF: Backoff = Backoff::between(Duration::from_millis(100), Duration::from_secs(10));
 
 /// A consumer group.
 #[derive(Debug)]
@@ -290,7 +288,7 @@ impl Group {
         if let Some(entry) = self.entries.get_mut(&offset) {
             entry.attempts = entry.attempts.saturating_sub(1);
             entry.put_off += 1;
-            let rest = cap(PUT_OFF_FIRST, PUT_OFF_MAX, entry.put_off);
+            let rest = PUT_OFF.cap(entry.put_off);
             self.move_to(offset, State::Later(now + rest));
         }
     }
