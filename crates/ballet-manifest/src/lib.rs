@@ -41,7 +41,7 @@ pub use model::{
     Listen, Manifest, MergePart, Method, Migrate, Origin, PathTemplate, Platform, Policies, Pool, Route, Secret,
     Segment, Service, Source, Step, Store, Subscription, Target, Topic, Work, Workflow, WorkflowBody,
 };
-pub use template::{EvalError, Expr, JsonTemplate, Lookup, Part, Template, TemplateError, descend};
+pub use template::{EvalError, Expr, JsonTemplate, Lookup, Part, Template, TemplateError, descend, encode};
 
 use crate::yaml::{Node, OriginKind, Raw, Sources};
 

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use ballet_manifest::encode;
 use serde_json::{Map, Value};
 
 /// Why a text is not a template.
@@ -316,20 +317,6 @@ fn uri(parts: &[Part], scope: &dyn Scope) -> Result<String, EvalError> {
         }
     }
     Ok(out)
-}
-
-/// Percent-encodes all but RFC 3986's unreserved characters.
-fn encode(text: &str, out: &mut String) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            out.push('%');
-            out.push(char::from(HEX[usize::from(byte >> 4)]));
-            out.push(char::from(HEX[usize::from(byte & 15)]));
-        }
-    }
 }
 
 #[cfg(test)]

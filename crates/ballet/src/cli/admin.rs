@@ -117,6 +117,7 @@ fn lost(error: hyper::Error) -> CliError {
 
 /// Escapes what may not stand in a path segment.
 pub(crate) fn segment(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
-    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+    let mut out = String::with_capacity(text.len());
+    ballet_manifest::encode(text, &mut out);
+    out
 }
